@@ -42,7 +42,7 @@ def gflops(model: nn.Module) -> float:
 
 
 @pytest.mark.parametrize(
-    ("factory", "parameters", "flops"),
+    "factory, parameters, flops",
     [network[1:] for network in NETWORKS],
     ids=[network[0] for network in NETWORKS],
 )
@@ -109,7 +109,7 @@ def test_a_size_that_cannot_be_halved_is_refused_with_the_size_to_pad_to():
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    "build, message",
     [
         (lambda: UNet((16,)), r"widths=\(16,\) has 1 level"),
         (lambda: UNet((16, 0)), r"widths\[1\]=0"),
