@@ -1,0 +1,217 @@
+"""A plan: every step of an Expand-Shrink-Learning run, written down before it is run.
+
+A plan is a frozen value. It is read from and written to JSON or YAML, carries a version
+number, and names the model that it was made for by a fingerprint of its state_dict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, Self, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
+
+from eslkit.errors import PlanError
+
+__all__ = ["PLAN_VERSION", "LayerInfo", "Plan", "Step", "fingerprint"]
+
+PLAN_VERSION = 1
+"""The version of the plan's form that this release reads and writes."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LayerInfo(_Frozen):
+    """One layer of a network as it is drawn."""
+
+    name: str
+    """Qualified name of the layer, in the words of the network it is drawn in."""
+    kind: Literal["conv", "up", "down", "other"]
+    """What it does to the resolution: nothing, raise it, lower it; or another layer."""
+    level: int = Field(ge=0)
+    """Resolution level of its output: 0 is full resolution, each further one is coarser."""
+    width: int = Field(ge=1)
+    """Channels of its output."""
+    stage: str = ""
+    """The sub-network that it belongs to, empty when there is only one."""
+
+
+class Step(_Frozen):
+    """One network of the schedule, and its training."""
+
+    index: int = Field(ge=1)
+    """Place in the plan, counted from 1."""
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.+-]+$")
+    """Short name: EL, CSL1, CSL2, ..., LSL1, ... as in the paper."""
+    phase: Literal["expand", "channels", "layers"]
+    """Expand-learning, channel-shrink-learning or layer-shrink-learning."""
+    width: float | None = Field(default=None, gt=0)
+    """Width multiplier that the expansion uses; None in the shrinking steps."""
+    depth: int = Field(default=0, ge=0)
+    """Levels that the expansion inserts; 0 in the shrinking steps."""
+    widths: dict[str, int] = {}
+    """Channel group -> width after this step; only the groups that the step changes."""
+    removed: tuple[str, ...] = ()
+    """Layers that the step takes out, named as in the deepened network."""
+    flatten: int = Field(default=0, ge=0)
+    """Which part of taking the inserted level out this is, from 1; 0 for none."""
+    layers: int = Field(default=0, ge=0)
+    """Convolution and linear layers that the step changes or removes."""
+    init: str
+    """Name of the init policy that carries the weights into this network."""
+    parameters: int = Field(ge=0)
+    """Parameters of the network of this step."""
+    macs: int = Field(ge=0)
+    """Multiply-accumulates of one forward pass on the plan's inputs; FLOPs are twice that."""
+    iterations: int | None = Field(default=None, ge=1)
+    """Optimizer updates planned for its training; None leaves them to the trainer."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the surgery and of the training of this step."""
+    picture: tuple[LayerInfo, ...] = ()
+    """The layers of the network after this step, in order of execution, for drawing."""
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one forward pass on the plan's inputs."""
+        return 2 * self.macs
+
+
+class Plan(_Frozen):
+    """What is meant: the steps from a small model up and back down to itself."""
+
+    version: int = PLAN_VERSION
+    """Version of this form."""
+    model: str
+    """Class path of the model, as `package.module.Class`."""
+    width: float = Field(gt=0)
+    """Width multiplier of the expansion."""
+    depth: int = Field(ge=0)
+    """Levels that the expansion inserts."""
+    init: str
+    """Init policy of the shrinking steps."""
+    granularity: str | int
+    """`fine`, `one-shot`, or the number of layers changed in a step."""
+    expand_init: str
+    """Init policy of the expansion."""
+    protect: tuple[str, ...] = ()
+    """Names that the user asked to leave as they are."""
+    inputs: tuple[tuple[int, ...], ...] = ()
+    """Shapes of the example inputs that costs are counted on."""
+    fingerprint: str
+    """SHA-256 over the keys, shapes and dtypes of the small model's state_dict."""
+    base_parameters: int = Field(ge=0)
+    """Parameters of the small model."""
+    base_macs: int = Field(ge=0)
+    """Multiply-accumulates of the small model on the plan's inputs."""
+    steps: tuple[Step, ...]
+    """The steps, in order."""
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if not self.steps:
+            raise ValueError("a plan needs at least one step, and `steps` is empty")
+        indices = [step.index for step in self.steps]
+        if indices != list(range(1, len(indices) + 1)):
+            raise ValueError(f"steps must be numbered 1 to {len(indices)} in order, got {indices}")
+        names = [step.name for step in self.steps]
+        if len(set(names)) != len(names):
+            raise ValueError(f"step names must differ from each other, got {names}")
+        return self
+
+    def cost(self, step: Step) -> float:
+        """Training cost of a step relative to training the small model for one step.
+
+        Where every step has a number of iterations they are counted (relative to the
+        last step's), otherwise all steps are taken to be equally long.
+        """
+        longest = [each.iterations for each in self.steps]
+        base, last = self.base_macs, longest[-1]
+        ratio = step.macs / base if base else 0.0
+        if None in longest or step.iterations is None or last is None:
+            return ratio
+        return ratio * step.iterations / last
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` reads it back to an equal plan."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def to_yaml(self) -> str:
+        """The plan as YAML text; `from_yaml` reads it back to an equal plan."""
+        data = self.model_dump(mode="json")
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """A plan from JSON text.
+
+        Raises:
+            PlanError: the text is not JSON, has another version, or is malformed.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(
+                f"The plan is not JSON: {error}. Write it with plan.to_json()."
+            ) from error
+        return _checked(data)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Plan:
+        """A plan from YAML text.
+
+        Raises:
+            PlanError: the text is not YAML, has another version, or is malformed.
+        """
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            place = " ".join(str(error).split())
+            raise PlanError(
+                f"The plan is not YAML: {place}. Write it with plan.to_yaml()."
+            ) from error
+        return _checked(data)
+
+
+def _checked(data: Any) -> Plan:
+    """A plan from decoded text, or a PlanError that names every field that is wrong."""
+    if not isinstance(data, dict):
+        found = type(data).__name__
+        raise PlanError(f"A plan is a mapping of fields to values, but the text holds a {found}.")
+    version = cast(dict[str, Any], data).get("version")
+    if version != PLAN_VERSION:
+        raise PlanError(
+            f"The plan has version {version!r}, this eslkit reads version {PLAN_VERSION}. "
+            "Make the plan again with eslkit.schedule(...), or install the eslkit that wrote it."
+        )
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'plan'}: {item['msg']}" for item in error.errors()
+        )
+        raise PlanError(f"The plan is malformed at {wrong}.") from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the sorted lines `key shape dtype` of a model's state_dict.
+
+    Two models have the same fingerprint when one's weights load strictly into the other.
+
+    Args:
+        model: any module; only the form of its state_dict counts, not the values.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    lines: list[str] = []
+    for key, value in cast(dict[str, object], model.state_dict()).items():
+        if isinstance(value, Tensor):
+            lines.append(f"{key} {tuple(value.shape)} {value.dtype}")
+        else:
+            lines.append(f"{key} {type(value).__name__}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -1,0 +1,161 @@
+"""The Protocol between a schedule and whoever trains.
+
+A trainer trains the network that it is given, in place, and returns metrics. It may be
+an object with `fit(model, step)`, or a plain function of that form. What it is told about
+the step is a `StepContext`; in `step.folder` it may keep checkpoints of its own, and what it
+finds there when it is called again for the same step is what it left when it was interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, cast, runtime_checkable
+
+from torch import Tensor, nn
+
+from eslkit.errors import InputError, TrainingError
+from eslkit.plan import Plan, Step
+
+__all__ = ["StepContext", "Trainer", "TrainerLike", "as_trainer", "checked_metrics"]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a trainer is told about the step that it trains."""
+
+    step: Step
+    """The step as planned."""
+    num_steps: int
+    """Steps in the whole schedule."""
+    folder: Path | None
+    """A folder for the trainer's own checkpoints of this step; None without `out=`."""
+    seed: int
+    """Seed of this step; torch, numpy and random are seeded with it (plus the rank)."""
+    plan: Plan
+    """The whole plan."""
+
+    @property
+    def index(self) -> int:
+        """Place of the step in the plan, counted from 1."""
+        return self.step.index
+
+    @property
+    def name(self) -> str:
+        """Short name of the step: EL, CSL1, ..., LSL1, ..."""
+        return self.step.name
+
+    @property
+    def phase(self) -> Literal["expand", "channels", "layers"]:
+        """The phase that the step belongs to."""
+        return self.step.phase
+
+    @property
+    def iterations(self) -> int | None:
+        """Optimizer updates planned for this step; None leaves them to the trainer."""
+        return self.step.iterations
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Whoever trains the network of a step."""
+
+    def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float] | None:
+        """Train `model` in place.
+
+        Args:
+            model: the network of this step, with the weights that it inherited.
+            step: which step it is, how long to train, where to keep checkpoints.
+
+        Returns:
+            Metrics by name, each a finite number; an empty mapping or None for none.
+        """
+        ...
+
+
+TrainFunction = Callable[[nn.Module, StepContext], Mapping[str, float] | None]
+TrainerLike = Trainer | TrainFunction
+
+
+@dataclass(frozen=True)
+class _FunctionTrainer:
+    function: TrainFunction
+
+    def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float] | None:
+        return self.function(model, step)
+
+
+def as_trainer(trainer: TrainerLike) -> Trainer:
+    """A Trainer from an object with `fit`, or from a plain function of the same form.
+
+    Raises:
+        InputError: it is neither; a class instead of an instance; or Lightning's own
+            Trainer, which has to be wrapped by `eslkit.lightning.LightningTrainer`.
+    """
+    subject = cast(object, trainer)
+    kind = f"{type(subject).__module__}.{type(subject).__qualname__}"
+    if isinstance(subject, type):
+        raise InputError(
+            f"The trainer is the class {subject.__qualname__}, not an instance of it; "
+            f"pass {subject.__qualname__}(...)."
+        )
+    if kind.startswith(("lightning.pytorch.", "pytorch_lightning.")):
+        raise InputError(
+            f"The trainer is a {kind}; Lightning is used through the adapter: "
+            "eslkit.lightning.LightningTrainer(make_module, data, max_epochs=...)."
+        )
+    if callable(getattr(subject, "fit", None)):
+        return cast(Trainer, subject)
+    if callable(subject) and not isinstance(subject, nn.Module):
+        return _FunctionTrainer(cast(TrainFunction, subject))
+    raise InputError(
+        f"The trainer is a {kind}; expected an object with fit(model, step), or a function "
+        "of (model, step), that trains the model in place and returns a mapping of metrics."
+    )
+
+
+def checked_metrics(metrics: object, *, where: str) -> dict[str, float]:
+    """The metrics as plain finite floats, in the order given.
+
+    Args:
+        metrics: what a trainer returned: a mapping of names to numbers or to tensors with
+            one element, or None.
+        where: the step, as the error is to name it.
+
+    Raises:
+        TrainingError: it is no such mapping, or a value is NaN or infinite.
+    """
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise TrainingError(
+            f"{where}: the trainer returned a {type(metrics).__name__}, expected a mapping of "
+            "names to numbers; return {} when there is nothing to report."
+        )
+    checked: dict[str, float] = {}
+    for name, value in cast(Mapping[object, object], metrics).items():
+        number = _as_float(value)
+        if not isinstance(name, str) or number is None:
+            raise TrainingError(
+                f"{where}: metric {name!r} is a {type(value).__name__}, expected a text name "
+                "and one number; convert it, or leave it out."
+            )
+        if not math.isfinite(number):
+            raise TrainingError(
+                f"{where}: metric {name!r} is {number}; training diverged. Lower the learning "
+                "rate, clip gradients or look at the data, then run again: finished steps are kept."
+            )
+        checked[name] = number
+    return checked
+
+
+def _as_float(value: object) -> float | None:
+    if isinstance(value, Tensor):
+        return float(value.detach()) if value.numel() == 1 else None
+    if isinstance(value, numbers.Real):
+        return float(value)
+    item = getattr(value, "item", None)
+    return _as_float(item()) if callable(item) and getattr(value, "size", 0) == 1 else None
