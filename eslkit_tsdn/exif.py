@@ -1,0 +1,77 @@
+"""Exposure time and ISO out of TIFF-like raw files (DNG, ARW, NEF, CR2, PEF, ...).
+
+LibRaw reports both for most cameras; this reader serves the files for which it does not (a DNG
+that keeps its ISO in the first directory) and the releases of rawpy that do not hand them on.
+It reads a few hundred bytes, follows no pointer out of the file and never raises on a file's
+contents: a damaged directory is an empty one.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["read_exposure"]
+
+_EXPOSURE_TIME = 33434
+_ISO = 34855
+_EXIF_DIRECTORY = 34665
+_MAX_ENTRIES = 512
+_FORMATS = {1: "B", 3: "H", 4: "I", 5: "II", 9: "i", 10: "ii", 11: "f", 12: "d"}
+"""TIFF field types that hold numbers; two letters stand for a fraction."""
+
+
+def read_exposure(path: Path) -> tuple[float | None, int | None]:
+    """Reads the exposure time and the ISO of a TIFF-like file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Exposure time in seconds and ISO; None for each that the file does not tell.
+    """
+    tags: dict[int, float] = {}
+    with path.open("rb") as file:
+        head = file.read(8)
+        order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
+        if order is None or len(head) < 8:
+            return None, None
+        tags.update(_directory(file, offset=struct.unpack(order + "I", head[4:])[0], order=order))
+        if _EXIF_DIRECTORY in tags:
+            tags.update(_directory(file, offset=int(tags[_EXIF_DIRECTORY]), order=order))
+    exposure, iso = tags.get(_EXPOSURE_TIME, 0.0), tags.get(_ISO, 0.0)
+    return (exposure if exposure > 0 else None), (round(iso) if iso >= 1 else None)
+
+
+def _directory(file: BinaryIO, *, offset: int, order: str) -> Iterator[tuple[int, float]]:
+    """Yields tag and first value of a directory's entries that hold numbers."""
+    file.seek(offset)
+    count = file.read(2)
+    num_entries = struct.unpack(order + "H", count)[0] if len(count) == 2 else 0
+    block = file.read(12 * min(num_entries, _MAX_ENTRIES))
+    for start in range(0, len(block) - 11, 12):
+        tag, kind, num_values = struct.unpack(order + "HHI", block[start : start + 8])
+        if tag not in (_EXPOSURE_TIME, _ISO, _EXIF_DIRECTORY) or kind not in _FORMATS:
+            continue
+        value = _first_value(file, kind, num_values, field=block[start + 8 :][:4], order=order)
+        if value is not None:
+            yield tag, value
+
+
+def _first_value(
+    file: BinaryIO, kind: int, num_values: int, *, field: bytes, order: str
+) -> float | None:
+    """Returns an entry's first number, from the entry itself or from where it points."""
+    layout = order + _FORMATS[kind]
+    size = struct.calcsize(layout)
+    if size * num_values > 4:
+        file.seek(struct.unpack(order + "I", field)[0])
+        field = file.read(size)
+    if num_values < 1 or len(field) < size:
+        return None
+    numbers = struct.unpack(layout, field[:size])
+    if len(numbers) == 1:
+        return float(numbers[0])
+    return numbers[0] / numbers[1] if numbers[1] else None
