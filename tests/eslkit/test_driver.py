@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import errno
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eslkit import files
+from eslkit.driver import Event, walk
+from eslkit.errors import StoreError, TrainingError
+from eslkit.manifest import StepRecord
+from eslkit.plan import Plan
+from eslkit.store import RunStore
+from eslkit.trainer import StepContext, as_trainer
+from tests.eslkit.small_walk import WIDTHS, Loop, Small, small_model, small_plan, surgery
+from tests.eslkit.small_walk import main as walk_small
+
+Fit = Callable[[nn.Module, StepContext], Mapping[str, float] | None]
+
+
+def run(
+    folder: Path | None,
+    trainer: Loop | Fit | None = None,
+    *,
+    plan: Plan | None = None,
+    model: nn.Module | None = None,
+    events: list[Event] | None = None,
+) -> tuple[nn.Module, tuple[StepRecord, ...]]:
+    return walk(
+        model or small_model(),
+        plan or small_plan(),
+        surgery=surgery,
+        trainer=as_trainer(trainer or Loop()),
+        store=None if folder is None else RunStore(folder),
+        callbacks=() if events is None else (events.append,),
+    )
+
+
+def final_bytes(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("steps/*/weights.safetensors"))]
+
+
+def failing_at(name: str, error: BaseException) -> Loop:
+    class Failing(Loop):
+        def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
+            metrics = super().fit(model, step)
+            if step.name == name:
+                raise error
+            return metrics
+
+    return Failing()
+
+
+def test_a_run_ends_in_the_small_model_and_leaves_the_given_one_alone(tmp_path: Path) -> None:
+    model = small_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    network, records = run(tmp_path / "run", model=model)
+    assert isinstance(network, Small)
+    assert network.state_dict().keys() == before.keys()
+    assert [tuple(v.shape) for v in network.state_dict().values()] == [
+        tuple(v.shape) for v in before.values()
+    ]
+    assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
+    assert [record.name for record in records] == ["EL", "CSL1", "CSL2"]
+    assert [record.seed for record in records] == [1, 2, 3]
+    assert all(record.versions["torch"] == torch.__version__ for record in records)
+    assert all("loss" in record.metrics for record in records)
+
+
+def test_in_memory_and_in_a_folder_end_in_the_same_bits(tmp_path: Path) -> None:
+    inside, _ = run(tmp_path / "run")
+    without, _ = run(None)
+    stored = RunStore(tmp_path / "run").weights(3)
+    for key, value in without.state_dict().items():
+        assert torch.equal(value, inside.state_dict()[key])
+        assert torch.equal(value, stored[key])
+
+
+@pytest.mark.parametrize("name", ["EL", "CSL1", "CSL2"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), ValueError("no data")])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    tmp_path: Path, name: str, error: BaseException
+) -> None:
+    run(tmp_path / "whole")
+    raised = TrainingError if isinstance(error, Exception) else type(error)
+    with pytest.raises(raised, match=r"^$|^1$|raised ValueError: no data"):
+        run(tmp_path / "parts", failing_at(name, error))
+    # The model may come back with other values: the run goes on from those that it started from.
+    again = Loop()
+    run(tmp_path / "parts", again, model=small_model(seed=9))
+    assert again.fitted == ["EL", "CSL1", "CSL2"][["EL", "CSL1", "CSL2"].index(name) :]
+    assert final_bytes(tmp_path / "parts") == final_bytes(tmp_path / "whole")
+
+
+def test_a_finished_run_answers_without_training(tmp_path: Path) -> None:
+    first, records = run(tmp_path)
+    loop = Loop()
+    second, again = run(tmp_path, loop)
+    assert loop.fitted == []
+    assert again == records
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key])
+
+
+def test_what_a_trainer_leaves_on_a_network_goes_no_further() -> None:
+    def untidy(model: nn.Module, step: StepContext) -> dict[str, float]:
+        assert isinstance(model, Small)
+        assert not hasattr(model, "leftover")
+        assert not model.first._forward_hooks
+        assert model.first.weight.requires_grad
+        assert model.training
+        model.leftover = 1  # type: ignore[assignment]
+        model.first.register_forward_hook(lambda *_: None)
+        model.requires_grad_(False).eval()
+        return {}
+
+    network, _ = run(None, untidy)
+    assert not hasattr(network, "leftover")
+
+
+def test_training_is_seeded_and_the_callers_generators_are_given_back() -> None:
+    drawn: list[tuple[float, float, float]] = []
+
+    def draw(model: nn.Module, step: StepContext) -> None:
+        drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))  # noqa: NPY002
+
+    states = random.getstate(), torch.get_rng_state()
+    run(None, draw)
+    torch.manual_seed(123)
+    run(None, draw)
+    assert drawn[:3] == drawn[3:]
+    assert len(set(drawn)) == 3
+    torch.set_rng_state(states[1])
+    assert random.getstate() == states[0]
+
+
+def test_the_context_says_which_step_it_is(tmp_path: Path) -> None:
+    seen: list[StepContext] = []
+
+    def look(model: nn.Module, step: StepContext) -> None:
+        assert step.folder is not None
+        assert step.folder.is_dir()
+        seen.append(step)
+
+    run(tmp_path, look)
+    assert [step.folder for step in seen] == [
+        tmp_path / "steps" / name / "trainer" for name in ("01-EL", "02-CSL1", "03-CSL2")
+    ]
+    assert [(step.seed, step.num_steps, step.index) for step in seen] == [
+        (1, 3, 1),
+        (2, 3, 2),
+        (3, 3, 3),
+    ]
+    run(None, lambda model, step: seen.append(step))
+    assert seen[-1].folder is None
+
+
+def test_divergence_is_refused_and_finished_steps_stay(tmp_path: Path) -> None:
+    def diverge(model: nn.Module, step: StepContext) -> dict[str, float]:
+        if step.name == "CSL1":
+            with torch.no_grad():
+                next(model.parameters())[0] = float("nan")
+        return {"loss": 1.0}
+
+    with pytest.raises(TrainingError, match=r"Step CSL1 \(2 of 3\): 'first.weight' holds NaN"):
+        run(tmp_path, diverge)
+    store = RunStore(tmp_path)
+    states = [(entry.name, entry.state) for entry in store.manifest().steps]
+    assert states == [("EL", "finished"), ("CSL1", "failed"), ("CSL2", "waiting")]
+    assert "holds NaN" in store.manifest().steps[1].reason
+    assert store.weights(1)["first.weight"].shape == (WIDTHS[0], 3)
+    with pytest.raises(StoreError, match=r"Step CSL1 .* is not finished .it is failed"):
+        store.weights(2)
+    with pytest.raises(TrainingError, match="metric 'loss' is nan"):
+        run(tmp_path, lambda model, step: {"loss": float("nan")})
+    run(tmp_path)
+
+
+def test_infinities_that_were_there_before_are_no_divergence() -> None:
+    model = small_model()
+    model.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    plan = small_plan()
+
+    def masked(network: nn.Module, step: object) -> nn.Module:
+        return small_model_with_mask(model)
+
+    network, _ = walk(model, plan, surgery=masked, trainer=as_trainer(lambda m, s: None))
+    assert torch.equal(network.get_buffer("mask"), model.get_buffer("mask"))
+
+
+def small_model_with_mask(model: nn.Module) -> nn.Module:
+    network = small_model()
+    network.register_buffer("mask", model.get_buffer("mask").clone())
+    return network
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (lambda model: model.register_buffer("extra", torch.zeros(1)), "added 'extra'"),
+        (lambda model: delattr(model, "last"), "removed 'last.bias'"),
+        (lambda model: setattr(model, "last", nn.Linear(6, 5)), "shape of 'last.bias'"),
+    ],
+)
+def test_a_trainer_must_keep_the_form(change: Callable[[nn.Module], object], match: str) -> None:
+    def fit(model: nn.Module, step: StepContext) -> None:
+        change(model)
+
+    with pytest.raises(TrainingError, match=match):
+        run(None, fit)
+
+
+def test_callbacks_and_the_log_tell_what_happens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[Event] = []
+    with caplog.at_level(logging.INFO, "eslkit"), pytest.raises(TrainingError, match="gone"):
+        run(tmp_path, failing_at("CSL1", OSError("gone")), events=events)
+    kinds = [(event.kind, event.step.name) for event in events]
+    assert kinds == [("started", "EL"), ("finished", "EL"), ("started", "CSL1"), ("failed", "CSL1")]
+    assert events[1].record is not None
+    assert "gone" in events[3].reason
+    assert "step CSL1 (2 of 3) failed: the trainer raised OSError: gone" in caplog.messages
+    events.clear()
+    run(tmp_path, events=events)
+    assert [event.kind for event in events] == ["resumed", *["started", "finished"] * 2]
+
+
+def test_a_start_from_other_weights_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        run(tmp_path, failing_at("EL", KeyboardInterrupt()))
+    run(tmp_path, model=small_model(seed=3))
+    assert any("differ from those that" in message for message in caplog.messages)
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+    full = [False]
+
+    def fsync(descriptor: int) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    def fill(model: nn.Module, step: StepContext) -> None:
+        full[0] = step.name == "CSL1"
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(StoreError, match=r"No space left to write .*weights\.safetensors"):
+        run(tmp_path, fill)
+    full[0] = False
+    assert not list(tmp_path.rglob("*.part"))
+    assert RunStore(tmp_path).num_finished() == 1
+    run(tmp_path)
+    assert RunStore(tmp_path).num_finished() == 3
+
+
+def test_too_little_space_is_said_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage)
+    loop = Loop()
+    with pytest.raises(StoreError, match=r"0\.0 MiB free, the weights of the next step need"):
+        run(tmp_path, loop)
+    assert loop.fitted == []
+
+
+@pytest.mark.parametrize(
+    "code, match",
+    [
+        (errno.EACCES, "No permission to write"),
+        (errno.EROFS, "mounted read-only"),
+        (errno.EIO, "cannot be written"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, match: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StoreError, match=match):
+        run(tmp_path / "run")
+
+
+def test_a_file_in_the_way_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(StoreError, match="a file is in the way"):
+        run(tmp_path / "run")
+
+
+def start_child(folder: Path, *, pause: float = 0.01) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.eslkit.small_walk", str(folder), "4", str(pause)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+
+
+def wait_for_state(folder: Path, state: str) -> None:
+    for _ in range(600):
+        manifest = folder / "manifest.json"
+        if manifest.exists() and f'"{state}"' in manifest.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step became {state}")
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bits(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["torch", "tests.eslkit.small_walk"])
+    draw = random.Random(4)
+    num_killed = 0
+    for repeat in range(6):
+        folder = tmp_path / str(repeat)
+        for _ in range(draw.randint(1, 3)):
+            child = processes.Process(target=walk_small, args=(str(folder), "4", "0.01"))
+            child.start()
+            child.join(draw.uniform(0.05, 0.4))
+            num_killed += child.is_alive()
+            child.kill()
+            child.join()
+        run(folder)
+        assert final_bytes(folder) == final_bytes(tmp_path / "whole")
+    assert num_killed > 0
+
+
+def test_sigterm_marks_the_step(tmp_path: Path) -> None:
+    child = start_child(tmp_path, pause=1)
+    wait_for_state(tmp_path, "running")
+    store = RunStore(tmp_path)
+    assert store.is_running()
+    with pytest.raises(StoreError, match=r"Another process is running in .*Wait until it has"):
+        run(tmp_path)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(10) == 128 + signal.SIGTERM
+    entry = store.manifest().steps[0]
+    assert (entry.state, entry.reason) == ("interrupted", "SIGTERM")
+    assert not store.is_running()
