@@ -1,0 +1,43 @@
+"""The paper's optimizer and the shape of its learning rate (facts, section 6).
+
+Its 300 epochs are scaled to any number of iterations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["learning_rate_factor", "make_optimizer"]
+
+
+def learning_rate_factor(iteration: int, *, iterations: int) -> float:
+    """The paper's learning rate relative to its start.
+
+    Whole until half of the training (epoch 150 of 300), then half, and a tenth for the last
+    sixth (after epoch 250).
+
+    Args:
+        iteration: how many updates have been made.
+        iterations: how many will be made in all.
+    """
+    if 2 * iteration < iterations:
+        return 1.0
+    return 0.5 if 6 * iteration < 5 * iterations else 0.1
+
+
+def make_optimizer(
+    network: nn.Module, *, lr: float, iterations: int
+) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
+    """The paper's Adam, and the scheduler to be stepped after every update.
+
+    Args:
+        network: whose parameters are trained.
+        lr: learning rate at the start; 1e-4 in the paper.
+        iterations: updates in the whole training.
+    """
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda iteration: learning_rate_factor(iteration, iterations=iterations)
+    )
+    return optimizer, scheduler
