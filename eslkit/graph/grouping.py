@@ -1,0 +1,212 @@
+"""Atoms -> groups of channels: what lives on the same axes, in a layout that can be resized.
+
+A connected component of atoms is a channel. Channels that stand on the same axes, equally often,
+and that no slice tells apart form a group. On every axis a group must lie in spans: all its
+channels in order, each repeated `inner` times. Where a view interleaves them otherwise, the view's
+leading axes are tied together (the same channels stay in each of its blocks), and where that does
+not help the channels are protected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from eslkit.graph.atoms import Atoms, IntArray
+from eslkit.graph.labels import Axis, Labels
+from eslkit.graph.values import compact, flat, pin, support
+
+__all__ = ["Grouping", "RawGroup", "RawSpan", "group_atoms"]
+
+_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class RawSpan:
+    """Where a group lies on one axis: channel i at `start + i*inner`, `inner` positions long."""
+
+    axis: Axis
+    start: int
+    inner: int
+
+
+@dataclass(frozen=True)
+class RawGroup:
+    """Channels that are resized together, or that must stay together."""
+
+    roots: IntArray
+    """Representative atom of each channel, in order."""
+    spans: tuple[RawSpan, ...]
+    reason: str
+    """Why it is protected; empty where it is not."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """All groups, and which of them must keep one ratio."""
+
+    groups: tuple[RawGroup, ...]
+    ties: tuple[tuple[int, ...], ...]
+    """Indices of groups whose widths must change by the same factor."""
+
+
+def group_atoms(labels: Labels) -> Grouping:
+    """Form groups; loosen layouts that cannot be resized until all can, or are protected."""
+    atoms = labels.atoms
+    _fix_unproduced(labels)
+    _fix_unheld(labels)
+    for round_ in range(_ROUNDS):
+        groups, broken = _form(labels)
+        ties, stuck = _ties(atoms, groups)
+        if not broken and not stuck:
+            return Grouping(tuple(groups), tuple(ties))
+        for members in stuck:
+            atoms.fix(members, "cut into equal parts of which another has a fixed size")
+        if broken and (round_ >= _ROUNDS // 2 or not _collapse_splits(atoms, broken)):
+            for roots, where in broken:
+                atoms.fix(roots, f"its channels are interleaved on {where}")
+    raise AssertionError("grouping did not settle")
+
+
+def _fix_unproduced(labels: Labels) -> None:
+    """Channels that nothing makes (dead parameters, inputs made by code) cannot be resized."""
+    atoms = labels.atoms
+    roots = atoms.find(np.arange(len(atoms.parent)))
+    consumers = [atoms.find(part) for part in atoms.roles.get("consumer", [])]
+    consumed = np.concatenate(consumers) if consumers else np.zeros(0, np.int64)
+    only = np.zeros(len(roots), bool)
+    only[consumed] = True
+    role = np.concatenate(atoms.roles.get("consumer", [np.zeros(0, np.int64)]))
+    is_consumer = np.zeros(len(roots), bool)
+    is_consumer[role] = True
+    made = np.zeros(len(roots), bool)
+    made[roots[~is_consumer]] = True
+    atoms.fix(np.flatnonzero(only & ~made), "nothing with parameters produces these channels")
+
+
+def _fix_unheld(labels: Labels) -> None:
+    """Channels that only buffers have are constants of the model."""
+    atoms = labels.atoms
+    held = np.zeros(len(atoms.parent), bool)
+    for axis in labels.axes:
+        if axis.trainable:
+            held[atoms.find(axis.atoms)] = True
+    roots = np.unique(atoms.find(np.arange(len(atoms.parent))))
+    atoms.fix(roots[~held[roots]], "only buffers have these channels")
+
+
+def _form(labels: Labels) -> tuple[list[RawGroup], list[tuple[IntArray, str]]]:
+    atoms = labels.atoms
+    roots = atoms.find(np.arange(len(atoms.parent)))
+    reason = np.zeros(len(roots), np.int64)
+    np.maximum.at(reason, roots, atoms.reason_of)
+    mark = np.zeros(len(roots), np.uint64)
+    with np.errstate(over="ignore"):
+        np.add.at(mark, roots, atoms.mark)
+    signature: dict[int, list[tuple[int, int]]] = {}
+    for i, axis in enumerate(labels.axes):
+        found, counts = np.unique(roots[axis.first : axis.first + axis.size], return_counts=True)
+        for root, count in zip(found.tolist(), counts.tolist(), strict=True):
+            signature.setdefault(root, []).append((i, count))
+    buckets: dict[tuple[object, ...], list[int]] = {}
+    for root, standing in signature.items():
+        key = (tuple(standing), int(reason[root]), 0 if reason[root] else int(mark[root]))
+        buckets.setdefault(key, []).append(root)
+    groups: list[RawGroup] = []
+    broken: list[tuple[IntArray, str]] = []
+    for key, members in buckets.items():
+        standing, why, _ = key
+        axes = [labels.axes[i] for i, _ in standing]  # type: ignore[union-attr]
+        text = atoms.reasons[int(why)]  # type: ignore[arg-type]
+        group, trouble = _lay_out(roots, np.array(members), axes, text)
+        groups.append(group)
+        if trouble:
+            broken.append((group.roots, trouble))
+    return groups, broken
+
+
+def _lay_out(
+    roots: IntArray, members: IntArray, axes: Iterable[Axis], reason: str
+) -> tuple[RawGroup, str]:
+    axes = list(axes)
+    first = roots[axes[0].first : axes[0].first + axes[0].size]
+    order, where = np.unique(first[np.isin(first, members)], return_index=True)
+    members = order[np.argsort(where)]
+    index = {int(root): i for i, root in enumerate(members)}
+    spans: list[RawSpan] = []
+    trouble = ""
+    for axis in axes:
+        here = roots[axis.first : axis.first + axis.size]
+        places = np.flatnonzero(np.isin(here, members))
+        numbers = np.array([index[int(root)] for root in here[places]])
+        found = list(_spans(axis, places, numbers, len(members)))
+        if not found and not reason:
+            trouble = trouble or f"axis {axis.axis} of {axis.name}"
+        spans.extend(found or [RawSpan(axis, int(places[0]), 1)])
+    return RawGroup(
+        members, tuple(spans), reason or ("one channel" if len(members) == 1 else "")
+    ), trouble
+
+
+def _spans(axis: Axis, places: IntArray, numbers: IntArray, width: int) -> Iterator[RawSpan]:
+    """Spans that cover the places exactly; nothing where the order does not allow it."""
+    changes = np.flatnonzero(np.diff(numbers) != 0)
+    inner = int(changes[0]) + 1 if changes.size else len(numbers)
+    if width == 1:
+        inner = (
+            int(np.flatnonzero(np.diff(places) != 1)[0]) + 1
+            if (np.diff(places) != 1).any()
+            else len(places)
+        )
+    block = width * inner
+    if len(places) % block:
+        return
+    tiles = numbers.reshape(-1, block)
+    starts = places.reshape(-1, block)
+    pattern = np.repeat(np.arange(width), inner)
+    if (tiles != pattern).any() or (starts - starts[:, :1] != np.arange(block)).any():
+        return
+    for start in starts[:, 0]:
+        yield RawSpan(axis, int(start), inner)
+
+
+def _collapse_splits(atoms: Atoms, broken: Iterable[tuple[IntArray, str]]) -> bool:
+    """Tie the leading axes of views that touch broken groups; whether anything changed."""
+    hit = np.concatenate([roots for roots, _ in broken])
+    changed = False
+    for split in atoms.splits:
+        part = compact(atoms, split)
+        axes = sorted(support(part))
+        if len(axes) < 2 or not np.isin(flat(part), hit).any():
+            continue
+        changed = True
+        for axis in axes[:-1]:
+            smaller = pin(atoms, part, axis, "a view cuts its channels in two ways")
+            if smaller is None:
+                break
+            part = smaller
+    return changed
+
+
+def _ties(atoms: Atoms, groups: list[RawGroup]) -> tuple[list[tuple[int, ...]], list[IntArray]]:
+    """Groups that lie in equal parts of one axis; channels stuck beside a fixed part."""
+    owner = np.full(len(atoms.parent), -1)
+    for number, group in enumerate(groups):
+        owner[group.roots] = -1 if group.reason else number
+    tied: list[set[int]] = []
+    stuck: list[IntArray] = []
+    for rows in atoms.partitions:
+        owners = np.where(rows >= 0, owner[atoms.find(rows)], -1)
+        contents = {tuple(np.unique(row, return_counts=True)[0].tolist()) for row in owners}
+        if len(contents) == 1:
+            continue
+        members = {int(number) for number in np.unique(owners)}
+        if -1 in members:
+            stuck.extend(groups[number].roots for number in members - {-1})
+            continue
+        joined = [other for other in tied if other & members]
+        tied = [other for other in tied if not other & members]
+        tied.append(members.union(*joined))
+    return [tuple(sorted(tie)) for tie in tied], stuck

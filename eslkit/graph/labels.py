@@ -1,0 +1,151 @@
+"""The graph run on labels instead of numbers.
+
+Every axis longer than 1 of every parameter and buffer starts with its own atoms; inputs have
+none. Each operation's rule unites the atoms that must be kept or dropped together. What the
+outputs show is fixed.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from eslkit.graph.atoms import Atoms, IntArray
+from eslkit.graph.export import Exported, source_line
+from eslkit.graph.rules import Op, protect, rule_for
+from eslkit.graph.values import Value, flat
+
+__all__ = ["Axis", "Labels", "run_on_labels"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of one parameter or buffer, and the atoms of its positions."""
+
+    name: str
+    axis: int
+    first: int
+    size: int
+    trainable: bool
+    """Whether it belongs to a parameter, not to a buffer."""
+
+    @property
+    def atoms(self) -> IntArray:
+        """The atoms of the axis, in order."""
+        return np.arange(self.first, self.first + self.size)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What running the graph on labels has found."""
+
+    atoms: Atoms
+    axes: tuple[Axis, ...]
+    values: dict[fx.Node, Any]
+    """Labels of every node: a Value, or a list of them."""
+
+
+def run_on_labels(exported: Exported) -> Labels:
+    """Run the graph on labels; every axis position of every parameter gets an atom."""
+    atoms = Atoms()
+    axes: list[Axis] = []
+    values: dict[fx.Node, Any] = {}
+    for node, name in exported.parameters.items():
+        values[node] = _parameter(
+            atoms, axes, name, exported.shape(node), name not in exported.buffers
+        )
+    for node in exported.inputs:
+        values[node] = Value(exported.shape(node), given=True)
+    for node in exported.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = Value(_shapes(node)[0], weight=True)
+        elif node.op == "call_function":
+            values[node] = _call(atoms, node, values, exported)
+    for node in exported.outputs:
+        for value in _values(values[node]):
+            for part in value.parts:
+                atoms.fix(flat(part), "the model's output")
+    return Labels(atoms, tuple(axes), values)
+
+
+def _parameter(
+    atoms: Atoms, axes: list[Axis], name: str, shape: tuple[int, ...], trainable: bool
+) -> Value:
+    parts: list[Tensor] = []
+    for axis, size in enumerate(shape):
+        first = atoms.new(size)
+        axes.append(Axis(name, axis, first, size, trainable))
+        if size > 1:
+            view = [size if i == axis else 1 for i in range(len(shape))]
+            parts.append(torch.arange(first, first + size).reshape(view))
+        else:
+            atoms.fix(np.array([first]), "an axis of size 1")
+    return Value(shape, tuple(parts), weight=True)
+
+
+def _call(atoms: Atoms, node: fx.Node, values: dict[fx.Node, Any], exported: Exported) -> Any:
+    if node.target is operator.getitem:
+        source, index = node.args
+        return values[source][index]  # type: ignore[index]
+    if node.target is torch.ops.eslkit.probe.default:
+        return Value(())
+    target: Any = node.target
+    if not hasattr(target, "_schema"):
+        return None  # arithmetic on numbers
+    op = Op(target, _bind(node, values), _shapes(node), _where(node, exported))
+    results = _apply(atoms, op)
+    multiple = isinstance(node.meta["val"], (list, tuple))
+    return results if multiple else results[0]
+
+
+def _apply(atoms: Atoms, op: Op) -> list[Value]:
+    if not any(value.parts for value in op.values):
+        free = bool(op.values) and all(v.free or not v.shape for v in op.values)
+        free = free or not op.values or rule_for(op.target).__name__ == "factory"
+        return [op.result((), i, free=free) for i in range(len(op.shapes))]
+    try:
+        return rule_for(op.target)(atoms, op)
+    except (RuntimeError, IndexError, KeyError, ValueError, TypeError) as error:
+        protected = protect(atoms, op)
+        atoms.reasons[-1] += f" in this form ({type(error).__name__}: {error})"
+        return protected
+
+
+def _bind(node: fx.Node, values: dict[fx.Node, Any]) -> dict[str, Any]:
+    target: Any = node.target
+    schema = target._schema.arguments
+    given = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
+    bound = {a.name: given.get(a.name, a.default_value) for a in schema}
+
+    def fill(arg: Any) -> Any:
+        return values.get(arg) if isinstance(arg, fx.Node) else arg
+
+    return {
+        name: [fill(item) for item in arg] if isinstance(arg, (list, tuple)) else fill(arg)
+        for name, arg in bound.items()
+        if name in given or arg is not None
+    }
+
+
+def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
+    leaves = node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]
+    return tuple(tuple(x.shape) if isinstance(x, Tensor) else () for x in leaves)
+
+
+def _where(node: fx.Node, exported: Exported) -> str:
+    target: Any = node.target
+    owner = exported.owners[node] or "the model"
+    return f"{target.overloadpacket.__name__} in {owner} ({source_line(node)})"
+
+
+def _values(value: Any) -> Iterator[Value]:
+    for leaf in pytree.tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)):
+        if isinstance(leaf, Value):
+            yield leaf

@@ -1,0 +1,120 @@
+"""Resolution levels: at how many positions a layer works, against the finest of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import fx
+
+from eslkit.graph.export import Exported
+from eslkit.graph.labels import Labels
+from eslkit.graph.values import Value, flat
+
+__all__ = ["Resolution", "resolution_of"]
+
+_MATRIX = {"mm", "addmm", "bmm", "baddbmm"}
+
+
+class Resolution:
+    """Levels of the layers of a traced model."""
+
+    def __init__(self, exported: Exported, labels: Labels) -> None:
+        self._exported = exported
+        self._labels = labels
+        self.layers: dict[fx.Node, tuple[int, int]] = {}
+        """Operation with a weight -> positions that it reads, positions that it writes."""
+        for node in exported.graph.nodes:
+            found = self._positions(node)
+            if found:
+                self.layers[node] = found
+        self.finest = max((max(pair) for pair in self.layers.values()), default=1)
+        self.dims = self._spatial_dims()
+        self.num_levels = 1 + max((self.level(node) for node in self.layers), default=0)
+
+    def _spatial_dims(self) -> int:
+        for node in self.layers:
+            if node.target is torch.ops.aten.convolution.default:
+                return len(self._exported.shape(node)) - 2
+        ranks = [len(self._exported.shape(node)) for node in self._exported.inputs]
+        return max(1, ranks[0] - 2) if ranks else 1
+
+    def _positions(self, node: fx.Node) -> tuple[int, int] | None:
+        if node.op != "call_function" or not hasattr(node.target, "overloadpacket"):
+            return None
+        name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+        tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        if name == "convolution":
+            shapes = (self._exported.shape(tensors[0]), self._exported.shape(node))
+            return math.prod(shapes[0][2:]), math.prod(shapes[1][2:])
+        values = [self._labels.values[arg] for arg in tensors]
+        if name in _MATRIX and any(isinstance(v, Value) and v.weight for v in values[-2:]):
+            if all(v.weight for v in values):
+                return None
+            batch = self._batch()
+            rows = math.prod(self._exported.shape(node)[:-1]) // batch
+            return max(1, rows), max(1, rows)
+        return None
+
+    def _batch(self) -> int:
+        shapes = [self._exported.shape(node) for node in self._exported.inputs]
+        return next((shape[0] for shape in shapes if shape), 1) or 1
+
+    def of_positions(self, positions: int) -> int:
+        """Level of a map with so many positions."""
+        return max(0, round(math.log2(self.finest / max(1, positions)) / self.dims))
+
+    def level(self, node: fx.Node) -> int:
+        """Level of a layer: of the coarser of the maps that it reads and writes.
+
+        So a strided convolution belongs to the level below, and a transposed one to the level
+        from which it comes (the paper's blocks, Fig. 3).
+        """
+        positions = min(self.layers[node])
+        if positions == 1 < self.finest:
+            return self._level_served(node)
+        return self.of_positions(positions)
+
+    def _level_served(self, node: fx.Node) -> int:
+        """Level of the next layer with positions: gates and embeddings have none themselves."""
+        pending, seen = list(node.users), set[fx.Node]()
+        while pending:
+            user = pending.pop(0)
+            if user in seen:
+                continue
+            seen.add(user)
+            if user in self.layers and min(self.layers[user]) > 1:
+                return self.of_positions(min(self.layers[user]))
+            pending.extend(user.users)
+        return self.of_positions(1)
+
+
+def resolution_of(exported: Exported, labels: Labels) -> Resolution:
+    """Levels of all layers of a traced model."""
+    return Resolution(exported, labels)
+
+
+def group_levels(
+    resolution: Resolution, labels: Labels, owner: Mapping[int, int]
+) -> dict[int, int]:
+    """Group number -> level: the finest among the layers that produce its channels.
+
+    Args:
+        resolution: the model's levels.
+        labels: the labels of every node.
+        owner: representative atom -> group number.
+    """
+    levels: dict[int, int] = {}
+    for node in resolution.layers:
+        value = labels.values[node]
+        if not isinstance(value, Value):
+            continue
+        level = resolution.level(node)
+        for part in value.parts:
+            for root in np.unique(labels.atoms.find(flat(part))).tolist():
+                number = owner.get(root)
+                if number is not None:
+                    levels[number] = min(level, levels.get(number, level))
+    return levels

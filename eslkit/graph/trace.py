@@ -1,0 +1,308 @@
+"""`trace`: a model -> its ChannelGraph."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from eslkit.errors import InputError, TraceError
+from eslkit.graph.atoms import IntArray
+from eslkit.graph.channels import ChannelGraph, ChannelGroup, ChannelSpan, Constraint
+from eslkit.graph.export import Exported, export
+from eslkit.graph.grouping import Grouping, RawGroup, group_atoms
+from eslkit.graph.labels import Axis, Labels, run_on_labels
+from eslkit.graph.levels import Resolution, group_levels, resolution_of
+
+__all__ = ["Traced", "example_arguments", "trace", "trace_fully"]
+
+_SIZES = (64, 32, 128, 96, 224, 256)
+_NOT_CHANNELS = ("positions of a kernel", "an axis of size 1")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Everything that tracing a model has found; what surgery works with."""
+
+    graph: ChannelGraph
+    exported: Exported
+    labels: Labels
+    resolution: Resolution
+    inputs: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+
+def trace(
+    model: nn.Module, *, example_inputs: Any = None, protect: Sequence[str] = ()
+) -> ChannelGraph:
+    """Find which channels of a model are coupled, and at which level they live.
+
+    Args:
+        model: any module; it is not touched.
+        example_inputs: a tensor, a tuple of positional arguments, or a mapping of keyword
+            arguments with which the model runs. Left out, it is inferred from the first layer.
+        protect: names or patterns (`decoder.*`) of layers or parameters whose channels must stay.
+
+    Returns:
+        The channel graph: groups, widths, levels, and why some groups are protected.
+
+    Raises:
+        TraceError: the model did not run on the inputs, or no inputs could be inferred.
+        InputError: a pattern of `protect` matches nothing.
+
+    Example:
+        >>> import eslkit
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
+        >>> eslkit.trace(model).widths
+        {'0': 8}
+    """
+    return trace_fully(model, example_inputs=example_inputs, protect=protect).graph
+
+
+def trace_fully(
+    model: nn.Module, *, example_inputs: Any = None, protect: Sequence[str] = ()
+) -> Traced:
+    """As `trace`, with the exported graph and all labels."""
+    exported, inputs, keywords = _export_with(model, example_inputs)
+    labels = run_on_labels(exported)
+    _protect(labels, protect)
+    grouping = group_atoms(labels)
+    resolution = resolution_of(exported, labels)
+    graph = _build(type(model).__name__, exported, labels, grouping, resolution)
+    return Traced(graph, exported, labels, resolution, inputs, keywords)
+
+
+def example_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments from what a user passes as example inputs.
+
+    Raises:
+        InputError: it is neither a tensor, nor a sequence, nor a mapping.
+    """
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise InputError(
+        f"example_inputs is a {type(example_inputs).__name__}; pass a tensor, a tuple of "
+        "positional arguments, or a mapping of keyword arguments"
+    )
+
+
+def _export_with(
+    model: nn.Module, example_inputs: Any
+) -> tuple[Exported, tuple[Any, ...], dict[str, Any]]:
+    if example_inputs is not None:
+        inputs, keywords = example_arguments(example_inputs)
+        return export(model, inputs, keywords), inputs, keywords
+    last: TraceError | None = None
+    tried: list[tuple[int, ...]] = []
+    for guess in _guesses(model):
+        tried.append(tuple(guess.shape))
+        try:
+            return export(model, (guess,), {}), (guess,), {}
+        except TraceError as error:
+            last = error
+    raise TraceError(
+        f"could not infer example inputs for {type(model).__name__} (tried {tried}); pass "
+        "example_inputs, for instance example_inputs=(torch.randn(1, 3, 64, 64),)"
+    ) from last
+
+
+def _guesses(model: nn.Module) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        dims = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}.get(type(module))  # type: ignore[arg-type]
+        parameter = next(module.parameters(recurse=False), None)
+        device = parameter.device if parameter is not None else None
+        dtype = parameter.dtype if parameter is not None else None
+        if dims is not None:
+            sizes = (32, 64, 96, 128) if dims == 3 else _SIZES
+            for size in sizes:
+                shape = (1, module.in_channels, *(size,) * dims)  # type: ignore[arg-type]
+                yield torch.rand(shape, generator=generator).to(device, dtype)  # type: ignore
+            return
+        if isinstance(module, nn.Linear):
+            for shape in ((1, module.in_features), (1, 16, module.in_features)):
+                yield torch.rand(shape, generator=generator).to(device, dtype)
+            return
+
+
+def _protect(labels: Labels, patterns: Sequence[str]) -> None:
+    if isinstance(patterns, str):
+        raise InputError(f"protect={patterns!r} is a string; pass a sequence: ({patterns!r},)")
+    for pattern in patterns:
+        hit = False
+        for axis in labels.axes:
+            layer = axis.name.rpartition(".")[0]
+            parents = [layer[:i] for i, c in enumerate(layer) if c == "."]
+            names = (axis.name, layer, *parents)
+            # a layer is protected with what it makes: its inputs belong to the layers before
+            if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                hit = True
+                if axis.size > 1:
+                    _protect_axis(labels, axis, pattern)
+        if not hit:
+            raise InputError(
+                f"protect: {pattern!r} matches no layer and no parameter of the model; use names "
+                "as in model.named_parameters(), with * as a wildcard"
+            )
+
+
+def _protect_axis(labels: Labels, axis: Axis, pattern: str) -> None:
+    consumers = labels.atoms.roles.get("consumer", [])
+    own = axis.atoms
+    if not any(np.isin(own, part).any() for part in consumers):
+        labels.atoms.fix(own, f"protect={pattern!r}")
+
+
+def _build(
+    model: str, exported: Exported, labels: Labels, grouping: Grouping, resolution: Resolution
+) -> ChannelGraph:
+    roles = _roles(labels)
+    use = _first_use(exported)
+    owner = {int(root): number for number, raw in enumerate(grouping.groups) for root in raw.roots}
+    levels = group_levels(resolution, labels, owner)
+    mixed = _mixed(labels, owner)
+    positions: dict[tuple[str, int], str] = {}
+    made: dict[int, ChannelGroup] = {}
+    for number, raw in enumerate(grouping.groups):
+        if raw.reason in _NOT_CHANNELS:
+            positions.update({(s.axis.name, s.axis.axis): raw.reason for s in raw.spans})
+            continue
+        made[number] = _group(raw, roles, levels.get(number, 0), use, mixed.get(number, ()))
+    numbers = sorted(made, key=lambda n: _rank(made[n], use))
+    names = _names([made[n] for n in numbers])
+    named = dict(zip(numbers, names, strict=True))
+    groups: list[ChannelGroup] = []
+    for number in numbers:
+        tie = next((t for t in grouping.ties if number in t), ())
+        tied = tuple(named[other] for other in tie if other != number)
+        groups.append(replace(made[number], name=named[number], tied=tied))
+    constraints = tuple(_constraints(labels, owner, named, grouping))
+    return ChannelGraph(model, tuple(groups), resolution.num_levels, positions, constraints)
+
+
+def _roles(labels: Labels) -> dict[tuple[str, int], str]:
+    """(parameter, axis) -> producer or consumer."""
+    size = len(labels.atoms.parent)
+    flags = {role: np.zeros(size, bool) for role in ("producer", "consumer")}
+    for role, flag in flags.items():
+        for part in labels.atoms.roles.get(role, []):
+            flag[part] = True
+    found: dict[tuple[str, int], str] = {}
+    for axis in labels.axes:
+        for role, flag in flags.items():
+            if flag[axis.first : axis.first + axis.size].any():
+                found[axis.name, axis.axis] = role
+    return found
+
+
+def _first_use(exported: Exported) -> dict[str, int]:
+    """Parameter -> index of the first operation that uses it."""
+    order = {node: i for i, node in enumerate(exported.graph.nodes)}
+    return {
+        name: min((order[user] for user in node.users), default=len(order))
+        for node, name in exported.parameters.items()
+    }
+
+
+def _rank(group: ChannelGroup, use: Mapping[str, int]) -> tuple[int, int]:
+    makers = [s for s in group.spans if s.role == "producer"] or list(group.spans)
+    first = min(makers, key=lambda s: (use.get(s.parameter, 0), s.start))
+    return use.get(first.parameter, 0), first.start
+
+
+def _group(
+    raw: RawGroup,
+    roles: Mapping[tuple[str, int], str],
+    level: int,
+    use: Mapping[str, int],
+    mixed: tuple[str, ...],
+) -> ChannelGroup:
+    spans = tuple(
+        ChannelSpan(
+            s.axis.name,
+            s.axis.axis,
+            s.start,
+            s.inner,
+            roles.get((s.axis.name, s.axis.axis), "follows"),
+        )
+        for s in raw.spans
+    )
+
+    def layers(role: str) -> tuple[str, ...]:
+        chosen = sorted((s for s in spans if s.role == role), key=lambda s: use[s.parameter])
+        return tuple(dict.fromkeys(s.layer or s.parameter for s in chosen))
+
+    return ChannelGroup(
+        name="",
+        width=len(raw.roots),
+        level=level,
+        producers=layers("producer"),
+        consumers=layers("consumer"),
+        protected=raw.reason or None,
+        spans=spans,
+        mixed=mixed,
+    )
+
+
+def _names(groups: Iterable[ChannelGroup]) -> list[str]:
+    """The first producing layer, or the first parameter; numbered where several groups share it."""
+    plain = [
+        group.producers[0] if group.producers else group.spans[0].parameter for group in groups
+    ]
+    seen: dict[str, int] = {}
+    names: list[str] = []
+    for name in plain:
+        count = seen.get(name, 0)
+        seen[name] = count + 1
+        names.append(f"{name}[{count}]" if plain.count(name) > 1 else name)
+    return names
+
+
+def _mixed(labels: Labels, owner: Mapping[int, int]) -> dict[int, tuple[str, ...]]:
+    found: dict[int, dict[str, None]] = {}
+    notes = list(labels.atoms.mixers)
+    notes += [(part, "a product of two activations") for part in labels.atoms.roles.get("dot", [])]
+    for members, where in notes:
+        for number in {owner.get(int(r)) for r in np.unique(labels.atoms.find(members))}:
+            if number is not None:
+                found.setdefault(number, {})[where] = None
+    return {number: tuple(where) for number, where in found.items()}
+
+
+def _constraints(
+    labels: Labels, owner: Mapping[int, int], names: Mapping[int, str], grouping: Grouping
+) -> Iterator[Constraint]:
+    for divisor in labels.atoms.divisors:
+        roots: IntArray = labels.atoms.find(divisor.labels)
+        counts: dict[str, int] = {}
+        fixed = 0
+        for number, count in zip(
+            *np.unique([owner.get(int(r), -1) for r in roots], return_counts=True), strict=True
+        ):
+            group = grouping.groups[int(number)]
+            if number < 0 or group.reason:
+                fixed += int(count)
+            else:
+                counts[names[int(number)]] = int(count) // len(group.roots)
+        if counts:
+            yield Constraint(counts, fixed, divisor.number, divisor.where)
+
+
+def nodes_of(traced: Traced, path: str) -> list[fx.Node]:
+    """The operations that a module's calls made, its submodules' included."""
+    prefix = f"{path}." if path else ""
+    return [
+        node
+        for node, owner in traced.exported.owners.items()
+        if owner == path or owner.startswith(prefix)
+    ]
