@@ -39,6 +39,8 @@ class LayerInfo(_Frozen):
     """Channels of its output."""
     stage: str = ""
     """The sub-network that it belongs to, empty when there is only one."""
+    skip: str | None = None
+    """Name of the layer whose output joins its input by a skip; empty: none, None: not known."""
 
 
 class Step(_Frozen):

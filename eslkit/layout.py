@@ -1,0 +1,208 @@
+"""Where the layers of a network stand in its picture: the U, level by level.
+
+Time runs from left to right, resolution from top to bottom. A layer is a block: the finer its
+resolution the taller, the more channels the broader. Lengths are in SVG user units (pixels).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Literal
+
+from eslkit.plan import LayerInfo
+
+__all__ = ["LABEL", "Block", "Drawing", "Mark", "Skip", "compare", "lay_out"]
+
+Mark = Literal["same", "changed", "new", "removed"]
+
+LABEL = 10.5
+"""Size of the width labels."""
+
+_TALLEST, _SHRINK, _LOWEST = 36.0, 0.8, 11.0
+_BROADEST = 27.0
+_BESIDE, _BETWEEN, _BEND, _STAGES = 1.5, 5.0, 10.0, 22.0
+_LABEL_ROOM = LABEL + 6
+_MANY = 4  # equal layers in a row beyond this are drawn as one block with a count
+
+
+@dataclass(frozen=True)
+class Block:
+    """One drawn layer, or a row of equal ones drawn as one."""
+
+    layer: LayerInfo
+    mark: Mark
+    x: float
+    y: float
+    breadth: float
+    height: float
+    count: int = 1
+
+    @property
+    def right(self) -> float:
+        """The x of its right edge."""
+        return self.x + self.breadth
+
+
+@dataclass(frozen=True)
+class Label:
+    """The width of one block, or of several equal ones side by side."""
+
+    text: str
+    x: float
+    y: float
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A skip connection from one block to a later one."""
+
+    start: Block
+    end: Block
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A network laid out."""
+
+    blocks: tuple[tuple[Block, ...], ...]
+    """The blocks of each stage, in order of execution."""
+    labels: tuple[Label, ...]
+    skips: tuple[Skip, ...]
+    stages: tuple[tuple[str, float], ...]
+    """Names of the stages with the x that each begins at."""
+    width: float
+    height: float
+
+
+Marked = tuple[LayerInfo, Mark]
+
+
+def compare(before: Sequence[LayerInfo], after: Sequence[LayerInfo]) -> tuple[Marked, ...]:
+    """The layers of `after`, and between them those that are gone, each with what happened.
+
+    Args:
+        before: the picture of the network before the step; empty when it is not known.
+        after: the picture of the network after the step.
+
+    Returns:
+        (layer, mark) in order of execution.
+    """
+    if not before:
+        return tuple((layer, "same") for layer in after)
+    known = {layer.name for layer in before}
+    by_name = 2 * sum(layer.name in known for layer in after) >= len(after)
+    keys = [[_key(layer, by_name=by_name) for layer in side] for side in (before, after)]
+    marked: list[Marked] = []
+    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
+    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
+        if tag == "equal":
+            for old, new in zip(before[i1:i2], after[j1:j2], strict=True):
+                marked.append((new, "same" if old.width == new.width else "changed"))
+        else:
+            marked.extend((layer, "removed") for layer in before[i1:i2])
+            marked.extend((layer, "new") for layer in after[j1:j2])
+    return tuple(marked)
+
+
+def _key(layer: LayerInfo, *, by_name: bool) -> tuple[object, ...]:
+    """Layers keep their names where they can; a wrapped one is found by its place."""
+    return (layer.name,) if by_name else (layer.stage, layer.kind, layer.level)
+
+
+def lay_out(marked: Sequence[Marked], *, widest: int) -> Drawing:
+    """Place every layer.
+
+    Args:
+        marked: the layers with their marks, in order of execution.
+        widest: the largest width in the whole picture, which sets the scale of breadths.
+
+    Returns:
+        The blocks, labels and skips, from x = 0 and y = 0.
+    """
+    stages: list[tuple[Block, ...]] = []
+    labels: list[Label] = []
+    names: list[tuple[str, float]] = []
+    x = 0.0
+    for name, group in groupby(marked, key=lambda pair: pair[0].stage):
+        if stages:
+            x += _STAGES
+        names.append((name, x))
+        blocks, more, x = _stage(list(group), x, widest=widest)
+        stages.append(tuple(blocks))
+        labels += more
+    deepest = max((layer.level for layer, _ in marked), default=0)
+    height = _top(deepest) + _height(deepest) + _LABEL_ROOM
+    skips = [skip for blocks in stages for skip in _skips(blocks)]
+    return Drawing(tuple(stages), tuple(labels), tuple(skips), tuple(names), x, height)
+
+
+def _stage(
+    marked: list[Marked], x: float, *, widest: int
+) -> tuple[list[Block], list[Label], float]:
+    blocks: list[Block] = []
+    labels: list[Label] = []
+    for (level, kind, width, mark), group in groupby(marked, key=_alike):
+        layers = [layer for layer, _ in group]
+        if blocks:
+            bend = blocks[-1].layer.level != level
+            x = max(x, blocks[-1].right + (_BEND if bend else _BETWEEN))
+        many = len(layers) > _MANY
+        text = f"{width} ×{len(layers)}" if many else str(width)
+        breadth = _breadth(width, widest) * (2 if many else 1)
+        shown = layers[:1] if many else layers
+        row = len(shown) * (breadth + _BESIDE) - _BESIDE
+        slot = max(row, len(text) * LABEL * 0.6)
+        at = x + (slot - row) / 2
+        for layer in shown:
+            count = len(layers) if many else 1
+            block = Block(layer, mark, at, _top(level), breadth, _height(level), count)
+            blocks.append(block)
+            at += breadth + _BESIDE
+        middle = x + slot / 2
+        labels.append(Label(text, middle, _top(level) + _height(level) + LABEL, mark))
+        x += slot
+        del kind
+    return blocks, labels, x
+
+
+def _alike(pair: Marked) -> tuple[int, str, int, Mark]:
+    layer, mark = pair
+    return layer.level, layer.kind, layer.width, mark
+
+
+def _skips(blocks: Sequence[Block]) -> list[Skip]:
+    if any(block.layer.skip is not None for block in blocks):
+        named = {block.layer.name: block for block in blocks}
+        ends = [block for block in blocks if block.layer.skip in named]
+        return [Skip(named[block.layer.skip or ""], block) for block in ends]
+    return _guessed_skips(blocks)
+
+
+def _guessed_skips(blocks: Sequence[Block]) -> list[Skip]:
+    """Where pictures do not tell, a U has a skip from its way down to its way up."""
+    waiting: dict[int, Block] = {}
+    skips: list[Skip] = []
+    for block, after in pairwise(blocks):
+        if after.layer.level > block.layer.level:
+            waiting[block.layer.level] = block
+        rising = block.layer.kind == "up" or after.layer.level < block.layer.level
+        if rising and after.layer.kind != "up" and after.layer.level in waiting:
+            skips.append(Skip(waiting.pop(after.layer.level), after))
+    return skips
+
+
+def _breadth(width: int, widest: int) -> float:
+    """Square root of the width, so that 16 can be told from 32 beside 512."""
+    return 4 + (_BROADEST - 4) * (width / max(widest, 64)) ** 0.5
+
+
+def _height(level: int) -> float:
+    return max(_LOWEST, _TALLEST * _SHRINK**level)
+
+
+def _top(level: int) -> float:
+    return sum(_height(each) + _LABEL_ROOM for each in range(level))
