@@ -1,0 +1,219 @@
+"""The demo as a whole: photographs in, a folder with networks, numbers and a page out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from eslkit.errors import InputError, StoreError
+from eslkit.files import check_free_space, write_atomically
+from eslkit.store import RunStore
+from eslkit_tsdn.data.photos import Photo, packaged_photos, raw_photos, split
+from eslkit_tsdn.demo.progress import DemoProgress, Work
+from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, Row, photos_digest
+from eslkit_tsdn.evaluation import evaluate_input, test_pairs
+
+__all__ = ["results_table", "run_demo"]
+
+SETTINGS, RESULTS, REPORT = "settings.json", "results.json", "report.html"
+
+
+def run_demo(
+    settings: DemoSettings,
+    *,
+    out: Path,
+    threads: int | None = None,
+    fresh: bool = False,
+    console: Console,
+) -> DemoResults:
+    """Run the demo, go on with an interrupted one, or read a finished one.
+
+    Args:
+        settings: what to train; its digest of the photographs is filled in here.
+        out: gets everything; made when missing.
+        threads: processor threads for torch; None for two, or one where there is only one.
+        fresh: move what `out` holds aside and start over.
+        console: where progress and the table go.
+
+    Returns:
+        The table and what it was measured with, as in `out/results.json`.
+
+    Raises:
+        EslError: photographs, settings or a folder that cannot be used, or a training that
+            diverged; what was finished is kept.
+    """
+    use_threads(threads)
+    photos = packaged_photos() if settings.raw is None else raw_photos(Path(settings.raw))
+    settings = settings.model_copy(update={"photos": photos_digest(photos)})
+    take_folder(out, settings, fresh=fresh, console=console)
+    results = finished_results(out, settings)
+    if results is None:
+        results = train_and_report(settings, photos, out=out, console=console)
+    console.print(results_table(results))
+    return results
+
+
+def use_threads(threads: int | None) -> None:
+    """Give torch its threads; two by default, so that most machines compute the same bits."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    wanted = min(2, cores) if threads is None else threads
+    if not 1 <= wanted <= cores:
+        raise InputError(
+            f"threads={wanted}, but this process may use {cores} processor core(s): ask for a "
+            f"number from 1 to {cores}, or leave it out."
+        )
+    torch.set_num_threads(wanted)
+
+
+def take_folder(out: Path, settings: DemoSettings, *, fresh: bool, console: Console) -> None:
+    """Make the folder, or see to it that the run in it is this one.
+
+    Raises:
+        StoreError: it holds a run with other settings, or something else, or cannot be
+            written.
+    """
+    path = out / SETTINGS
+    if fresh and out.exists():
+        aside = out.with_name(f"{out.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        move_aside(out, aside)
+        console.print(f"The earlier run is now {aside}.", highlight=False, markup=False)
+    if path.exists():
+        differing = differences(read_settings(path), settings)
+        if differing:
+            raise StoreError(
+                f"{out} holds a demo with other settings ({differing}). Use those again, choose "
+                "another folder with --out, or move the old run aside with --fresh."
+            )
+        return
+    if out.is_dir() and any(file.suffix != ".part" for file in out.iterdir()):
+        raise StoreError(f"{out} is not empty and holds no demo. Choose another folder with --out.")
+    write_atomically(path, settings.model_dump_json(indent=2).encode())
+    check_free_space(out, 100 * 2**20)
+
+
+def move_aside(out: Path, aside: Path) -> None:
+    """Rename a folder, or say why it cannot be."""
+    try:
+        out.rename(aside)
+    except OSError as error:
+        raise StoreError(f"{out} cannot be moved to {aside} ({error.strerror}).") from error
+
+
+def read_settings(path: Path) -> DemoSettings:
+    """The settings of the run in a folder."""
+    try:
+        return DemoSettings.model_validate_json(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise StoreError(
+            f"{path} cannot be read as a demo's settings ({type(error).__name__}). It was changed "
+            "or written by another version; choose another folder with --out, or use --fresh."
+        ) from error
+
+
+def differences(old: DemoSettings, new: DemoSettings) -> str:
+    """The fields in which two settings differ, as `iterations 600, now 300`."""
+    before, after = old.model_dump(), new.model_dump()
+    names = [name for name in before if before[name] != after[name]]
+    if names == ["photos"]:
+        return "the photographs have changed"
+    return "; ".join(f"{n} {before[n]}, now {after[n]}" for n in names if n != "photos")
+
+
+def finished_results(out: Path, settings: DemoSettings) -> DemoResults | None:
+    """The results of a finished run, if all its networks are still what they were."""
+    path = out / RESULTS
+    if not path.is_file() or not (out / REPORT).is_file():
+        return None
+    try:
+        results = DemoResults.model_validate_json(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        return None  # made again from the stored networks, at no cost
+    if results.settings != settings:
+        return None
+    for name in (SCRATCH, LONG, "esl"):
+        RunStore(out / name).verify()
+    return results
+
+
+def train_and_report(
+    settings: DemoSettings, photos: Sequence[Photo], *, out: Path, console: Console
+) -> DemoResults:
+    """Everything that takes time."""
+    # Lightning takes seconds to import; a finished demo answers without it.
+    from eslkit_tsdn.demo.page import write_page
+    from eslkit_tsdn.demo.runs import train_all
+
+    train, test = split(photos)
+    pairs = test_pairs(test, gain=settings.gain, multiple=settings.multiple)
+    noisy = Row(name="noisy", what="the noisy input", metrics=evaluate_input(pairs))
+    console.print(
+        f"{len(train)} photographs to train on, {len(test)} to test on; three ways to train a "
+        f"network, {out}/ keeps every step.",
+        highlight=False,
+        markup=False,
+    )
+
+    def show(works: Sequence[Work]) -> DemoProgress:
+        return DemoProgress(works, console=console)
+
+    runs = train_all(settings, train=train, pairs=pairs, out=out, show=show)
+    results = DemoResults(
+        settings=settings,
+        train=tuple(photo.name for photo in train),
+        test=tuple(photo.name for photo in test),
+        rows=(noisy, *runs.rows),
+        machine=machine(),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_page(results, runs, pairs=pairs, out=out / REPORT)
+    write_atomically(out / RESULTS, results.model_dump_json(indent=2).encode())
+    return results
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were computed on."""
+    versions = {name: metadata.version(name) for name in ("torch", "lightning")}
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def results_table(results: DemoResults) -> Table:
+    """The table that the demo ends with: PSNR in dB and SSIM at every ratio."""
+    table = Table(box=box.SIMPLE_HEAD, title="Mean over the test photographs: PSNR in dB / SSIM")
+    table.add_column("network", overflow="fold")
+    for head in ("parameters", "GFLOPs", "iterations", "seconds"):
+        table.add_column(head, justify="right")
+    for ratio in results.ratios:
+        table.add_column(f"x{ratio}", justify="right", no_wrap=True)
+    for row in results.rows:
+        table.add_row(*row_cells(row, results.ratios), end_section=row.name in {"noisy", LONG})
+    return table
+
+
+def row_cells(row: Row, ratios: Sequence[int]) -> list[str]:
+    """A row of the table as text."""
+    counts = [row.parameters, row.iterations]
+    parameters, iterations = ("" if count is None else f"{count:,}" for count in counts)
+    flops = "" if row.flops is None else f"{row.flops / 1e9:.2f}"
+    seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
+    quality = [
+        f"{row.metrics[f'psnr_x{ratio}']:.2f} / {row.metrics[f'ssim_x{ratio}']:.3f}"
+        for ratio in ratios
+    ]
+    return [row.what, parameters, flops, iterations, seconds, *quality]

@@ -1,0 +1,234 @@
+"""The three trainings of the demo, each resumable, and what they are measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Trainer as LightningLoop
+from torch import nn
+
+from eslkit.driver import Event, walk
+from eslkit.lightning import LightningTrainer
+from eslkit.plan import Plan, Step
+from eslkit.schedule import Schedule, StepRecord, schedule
+from eslkit.store import RunStore
+from eslkit.trainer import StepContext
+from eslkit.words import describe
+from eslkit_tsdn.data.crops import BatchSource
+from eslkit_tsdn.data.photos import Photo
+from eslkit_tsdn.demo.progress import DemoProgress, Work
+from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoSettings, Row
+from eslkit_tsdn.evaluation import TestPair, evaluate
+from eslkit_tsdn.models import TSDN
+from eslkit_tsdn.training import DenoisingModule, PhotoDataModule
+
+__all__ = ["Runs", "baseline", "esl_schedule", "small_network", "train_all"]
+
+TABLE_SIZE = 512  # costs are told for 1x4x512x512, as in the paper's tables
+
+
+def small_network(settings: DemoSettings) -> TSDN:
+    """The small network as it is before any training; the caller's RNG is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return TSDN(settings.widths, settings.stages)
+
+
+def esl_schedule(settings: DemoSettings) -> Schedule:
+    """(c): twice the widths and one level more, channels out step by step, the level out."""
+    return schedule(
+        small_network(settings),
+        width=2,
+        depth=1,
+        init="first",
+        granularity="fine",
+        expand_init="random",
+        example_inputs=(torch.zeros(1, 4, settings.crop, settings.crop),),
+        iterations=settings.iterations,
+        seed=settings.seed,
+    )
+
+
+def baseline(esl: Plan, *, name: str, iterations: int) -> Plan:
+    """The plan of one training of the small network as it is."""
+    step = Step(
+        index=1,
+        name=name,
+        phase="expand",
+        width=1,
+        init="preserve",
+        parameters=esl.base_parameters,
+        macs=esl.base_macs,
+        iterations=iterations,
+        seed=esl.steps[0].seed,
+        picture=esl.steps[-1].picture,
+    )
+    return esl.model_copy(update={"width": 1.0, "depth": 0, "steps": (step,)})
+
+
+@dataclass(frozen=True)
+class DemoTrainer:
+    """Trains with Lightning on noisy crops, then measures on the test pictures."""
+
+    settings: DemoSettings
+    photos: tuple[Photo, ...]
+    pairs: tuple[TestPair, ...]
+    progress: DemoProgress
+
+    def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
+        """Train `model` in place; PSNR and SSIM at every ratio."""
+        LightningTrainer(self._module, self._data, make_trainer=self._loop).fit(model, step)
+        return evaluate(model, self.pairs)
+
+    def _iterations(self, step: StepContext) -> int:
+        return step.iterations or self.settings.iterations
+
+    def _module(self, network: nn.Module, step: StepContext) -> LightningModule:
+        return DenoisingModule(network, iterations=self._iterations(step), lr=self.settings.lr)
+
+    def _data(self, step: StepContext) -> PhotoDataModule:
+        source = BatchSource(
+            self.photos,
+            batch_size=self.settings.batch_size,
+            crop=self.settings.crop,
+            gain=self.settings.gain,
+            seed=f"{self.settings.seed}/{step.index}",
+        )
+        return PhotoDataModule(source, iterations=self._iterations(step))
+
+    def _loop(self, step: StepContext) -> LightningLoop:
+        return LightningLoop(
+            max_steps=self._iterations(step),
+            max_epochs=-1,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[ShowLoss(self.progress)],
+        )
+
+
+class ShowLoss(Callback):
+    """Hands iteration and loss to the progress."""
+
+    def __init__(self, progress: DemoProgress) -> None:
+        self.progress = progress
+
+    def on_train_batch_end(
+        self,
+        trainer: LightningLoop,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """One update was made."""
+        self.progress.update(trainer.global_step, float(outputs["loss"]))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The three trained networks, and all that the table needs."""
+
+    scratch: nn.Module
+    long: nn.Module
+    esl: nn.Module
+    plan: Plan
+    rows: tuple[Row, ...]
+
+
+def train_all(
+    settings: DemoSettings,
+    *,
+    train: Sequence[Photo],
+    pairs: tuple[TestPair, ...],
+    out: Path,
+    show: Callable[[Sequence[Work]], DemoProgress],
+) -> Runs:
+    """Train (a), (b) and (c), or go on where an earlier call was stopped.
+
+    Args:
+        settings: what to train, and for how long.
+        train: photographs to draw crops from.
+        pairs: what is measured on after every training.
+        out: gets one run folder for each of the three.
+        show: makes the progress for a list of trainings.
+
+    Raises:
+        EslError: a folder, a photograph or a setting that cannot be used, or a training
+            that diverged.
+    """
+    esl = esl_schedule(settings)
+    plans = {
+        SCRATCH: baseline(esl.plan, name=SCRATCH, iterations=settings.iterations),
+        LONG: baseline(esl.plan, name=LONG, iterations=settings.iterations * len(esl.steps)),
+    }
+    works = [*(_work(plan.steps[0], plan) for plan in plans.values())]
+    works += [_work(step, esl.plan) for step in esl.steps]
+    networks: dict[str, nn.Module] = {}
+    rows: list[Row] = []
+    with show(works) as progress:
+        trainer = DemoTrainer(settings, tuple(train), pairs, progress)
+        for name, plan in plans.items():
+            networks[name], records = walk(
+                esl.model,
+                plan,
+                surgery=lambda network, step: network,
+                trainer=trainer,
+                store=RunStore(out / name),
+                callbacks=[_follow(progress)],
+            )
+            rows += _rows(plan, records, settings)
+        result = esl.run(trainer, out=out / "esl", callbacks=[_follow(progress)])
+    rows += _rows(esl.plan, result.records, settings)
+    return Runs(networks[SCRATCH], networks[LONG], result.model, esl.plan, tuple(rows))
+
+
+def _work(step: Step, plan: Plan) -> Work:
+    iterations = step.iterations or 1
+    return Work(step.name, words(step, plan), iterations, step.macs)
+
+
+def words(step: Step, plan: Plan) -> str:
+    """What is trained in a step of one of the three plans."""
+    if step.name == SCRATCH:
+        return "(a) small, from scratch"
+    if step.name == LONG:
+        return "(b) small, from scratch, as long as all of (c)"
+    return f"(c) {step.name} {step.index} of {len(plan.steps)}: {describe(step, plan)}"
+
+
+def _rows(plan: Plan, records: Sequence[StepRecord], settings: DemoSettings) -> tuple[Row, ...]:
+    scale = (TABLE_SIZE / settings.crop) ** 2  # convolutions cost in proportion to the area
+    return tuple(
+        Row(
+            name=step.name,
+            what=words(step, plan),
+            parameters=step.parameters,
+            macs=round(step.macs * scale),
+            iterations=step.iterations,
+            seconds=round(record.seconds, 1),
+            metrics=record.metrics,
+        )
+        for step, record in zip(plan.steps, records, strict=True)
+    )
+
+
+def _follow(progress: DemoProgress) -> Callable[[Event], None]:
+    """Tells the progress what happens in a run."""
+
+    def follow(event: Event) -> None:
+        if event.kind == "resumed":
+            progress.keep(event.step.name)
+        elif event.kind == "started":
+            progress.begin(event.step.name)
+        elif event.kind == "finished" and event.record is not None:
+            progress.end(event.step.name, event.record.metrics)
+
+    return follow
