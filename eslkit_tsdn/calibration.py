@@ -219,7 +219,7 @@ SONY_A7S2_PMN = CameraNoise(
     row=LogTable(gains=_PMN_GAINS, scales=_PMN_SCALES[4], spreads=_PMN_SCALES[5]),
     shapes=_PMN_SHAPES,
     shape_gains=_PMN_GAINS,
-    # Their line through K; the table's own K are 0.0009563 * ISO, less than 1 % apart above ISO 300.
+    # Their line through K; the K of the table are 0.0009563 * ISO, within 1 % above ISO 300.
     iso_gain=(0.0009546, -0.00193),
 )
 """Sony A7S II, ISO 50 to 25600, measured at every ISO (PMN, PNNP). Between ISO 1600 and 2000 the

@@ -343,12 +343,12 @@ def _bayer_pattern(raw: rawpy.RawPy, path: Path) -> Pattern:
         raise _refuse(path, "a file without a colour filter (monochrome)")
     if pattern.shape == (6, 6):
         raise _refuse(path, "an X-Trans file")
-    (a, b), (c, d) = pattern[:2, :2].tolist()
-    cell = ((a, b), (c, d))
     colors = raw.color_desc.decode("ascii", errors="replace")
-    if pattern.shape != (2, 2) or colors != "RGBG" or cell not in _PHASES:
-        raise _refuse(path, f"a file with the colour filter {colors} {pattern.tolist()}")
-    return cell
+    if pattern.shape == (2, 2) and colors == "RGBG":
+        (a, b), (c, d) = pattern.tolist()
+        if ((a, b), (c, d)) in _PHASES:
+            return ((a, b), (c, d))
+    raise _refuse(path, f"a file with the colour filter {colors} {pattern.tolist()}")
 
 
 def _gains(raw: rawpy.RawPy) -> tuple[float, float, float]:
