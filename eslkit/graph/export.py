@@ -30,7 +30,16 @@ from torch.utils import _pytree as pytree
 
 from eslkit.errors import InputError, TraceError
 
-__all__ = ["Call", "Exported", "export", "skeleton", "source_line", "trace_context"]
+__all__ = [
+    "Call",
+    "Exported",
+    "export",
+    "prepare",
+    "skeleton",
+    "source_line",
+    "tensor_leaves",
+    "trace_context",
+]
 
 
 @torch.library.custom_op("eslkit::probe", mutates_args=())
@@ -47,6 +56,8 @@ def _(x: Tensor, call: int, leaving: bool) -> Tensor:
 class Call:
     """One call of one module: the tensors that went in and came out, as graph nodes."""
 
+    number: int
+    """Calls are numbered in the order in which they were entered, those without tensors too."""
     path: str
     inputs: tuple[fx.Node, ...]
     """Tensors among the arguments, in order."""
@@ -149,7 +160,8 @@ def skeleton(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
 
 def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters and buffers, and tensors that other code left as plain attributes (a weight
-    that weight norm computes, a cached mask): those cannot all be deep-copied."""
+    that weight norm computes, a cached mask): those cannot all be deep-copied.
+    """
     seen: set[int] = set()
     for module in model.modules():
         for group in (module._parameters, module._buffers, vars(module)):
@@ -191,10 +203,7 @@ def _export(
     buffers = {name: stand_in(b) for name, b in model.named_buffers()}
     bare = skeleton(model, lambda t: torch.empty_like(t.detach(), device="meta"))
     _restore_plain_attributes(model, bare)
-    if train:
-        _set_mode(bare)
-    else:
-        bare.eval()
+    prepare(bare, train=train)
     leaves, spec = pytree.tree_flatten((inputs, dict(keywords)))
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [stand_in(leaves[i]) for i in where]
@@ -207,7 +216,7 @@ def _export(
         args, kwargs = pytree.tree_unflatten(filled, spec)
         with stateless._reparametrize_module(bare, state, tie_weights=True):  # pyright: ignore
             result = bare(*args, **kwargs)
-        outputs = _tensor_leaves(result)
+        outputs = tensor_leaves(result)
         recorder.num_outputs = len(outputs)
         return [*outputs, *recorder.probes]  # as outputs, so that no clean-up drops the probes
 
@@ -224,11 +233,16 @@ def _export(
     return replace(exported, buffers=frozenset(buffers), fake=fake, train=train)
 
 
-def _set_mode(model: nn.Module) -> None:
-    """Train mode for the model's own code, so that outputs and heads which only training uses are
-    seen; eval mode for torch's layers, whose labels do not depend on it (a batch norm in train
-    mode would refuse maps of one position)."""
-    model.train()
+def prepare(model: nn.Module, *, train: bool) -> None:
+    """Set the mode in which a model is traced; the model is changed.
+
+    With `train`, the model's own code is in train mode, so that outputs and heads which only
+    training uses are seen; torch's layers are in eval mode all the same (their labels do not
+    depend on it, and a batch norm in train mode would refuse maps of one position).
+    """
+    model.train(train)
+    if not train:
+        return
     for module in model.modules():
         if type(module).__module__.startswith("torch.nn."):
             module.training = False
@@ -242,7 +256,7 @@ def _restore_plain_attributes(model: nn.Module, bare: nn.Module) -> None:
                 vars(twin)[key] = value.detach()
 
 
-def _tensor_leaves(result: Any) -> list[Tensor]:
+def tensor_leaves(result: Any) -> list[Tensor]:
     """Tensors in a result of any shape: nested containers, dataclasses, plain objects."""
     found: list[Tensor] = []
     pending: list[Any] = [result]
@@ -297,7 +311,7 @@ class _CallRecorder:
     def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
         call = self._stack.pop()
         self.simple[call] = self.simple[call] and isinstance(result, Tensor)
-        self._mark(_tensor_leaves(result), call, leaving=True)
+        self._mark(tensor_leaves(result), call, leaving=True)
 
     def _mark(self, tensors: Sequence[Tensor], call: int, *, leaving: bool) -> None:
         for tensor in tensors:
@@ -322,6 +336,7 @@ def _collect(graph: fx.Graph, names: list[str], recorder: _CallRecorder) -> Expo
             bounds[call] = (first, position[node] + 1)
     calls = tuple(
         Call(
+            number=call,
             path=recorder.paths[call],
             inputs=tuple(entered.get(call, ())),
             outputs=tuple(left.get(call, ())),

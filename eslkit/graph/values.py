@@ -60,7 +60,8 @@ def flat(part: Tensor) -> IntArray:
 
 def compact(atoms: Atoms, part: Tensor) -> Tensor:
     """Size 1 along axes without variation, up to unions; the labels themselves stay as they are,
-    so that it stays visible which parameter axis they came from."""
+    so that it stays visible which parameter axis they came from.
+    """
     for axis, size in enumerate(part.shape):
         if size > 1 and part.stride(axis) == 0:
             part = part.narrow(axis, 0, 1)

@@ -1,0 +1,146 @@
+"""The integers that modules keep about their sizes, brought along when the sizes change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Edit", "apply_edits", "candidates", "known_edits"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An attribute of a module that gets a new value."""
+
+    path: str
+    attribute: str
+    value: Any
+
+
+def apply_edits(model: nn.Module, edits: tuple[Edit, ...]) -> None:
+    """Set the attributes; the model is changed."""
+    for edit in edits:
+        setattr(model.get_submodule(edit.path), edit.attribute, edit.value)
+
+
+def known_edits(old: nn.Module, new: nn.Module) -> tuple[Edit, ...]:
+    """Attributes of torch's own layers, read off the shapes of their new parameters."""
+    edits: list[Edit] = []
+    twins = dict(new.named_modules())
+    for path, module in old.named_modules():
+        for name, value in _known(module, twins[path]):
+            if getattr(module, name) != value:
+                edits.append(Edit(path, name, value))
+    return tuple(edits)
+
+
+def _known(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, Any]]:
+    shape = _weight_shape(new)
+    before = _weight_shape(old)
+    if isinstance(old, nn.modules.conv._ConvNd):  # pyright: ignore[reportPrivateUsage]
+        if shape and before:
+            yield from _convolution(old, before, shape)
+    elif isinstance(old, (nn.Linear, nn.Bilinear)):
+        if shape:
+            yield "out_features", shape[0]
+            if isinstance(old, nn.Linear):
+                yield "in_features", shape[1]
+    elif isinstance(old, (nn.LayerNorm, nn.RMSNorm)):
+        if shape:
+            yield "normalized_shape", shape
+    elif isinstance(old, nn.GroupNorm):
+        if shape:
+            yield "num_channels", shape[0]
+            yield "num_groups", _norm_groups(old, shape[0])
+    elif isinstance(old, nn.modules.batchnorm._NormBase):  # pyright: ignore[reportPrivateUsage]
+        held = shape or _shape(new, "running_mean")
+        if held:
+            yield "num_features", held[0]
+    elif isinstance(old, nn.PReLU):
+        yield "num_parameters", (shape or (1,))[0]
+    elif isinstance(old, nn.Embedding) and shape:
+        yield "num_embeddings", shape[0]
+        yield "embedding_dim", shape[1]
+    elif isinstance(old, nn.MultiheadAttention):
+        yield from _attention(old, new)
+    elif isinstance(old, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(old.mode, 1)
+        held = _shape(new, "weight_ih_l0")
+        if held:
+            yield "input_size", held[1]
+            yield "hidden_size", held[0] // gates
+
+
+def _convolution(
+    old: nn.Module, before: tuple[int, ...], shape: tuple[int, ...]
+) -> Iterator[tuple[str, Any]]:
+    groups = int(old.groups)  # type: ignore[arg-type]
+    wide, narrow = (0, 1) if old.transposed else (1, 0)  # axes of inputs and outputs
+    if groups > 1 and groups == old.in_channels:  # depthwise: groups follow the channels
+        groups = shape[0] * groups // before[0]
+    per_input, per_output = shape[wide], shape[narrow]
+    yield "groups", groups
+    if old.transposed:
+        yield "in_channels", per_input
+        yield "out_channels", per_output * groups
+    else:
+        yield "in_channels", per_input * groups
+        yield "out_channels", per_output
+
+
+def _attention(old: nn.MultiheadAttention, new: nn.Module) -> Iterator[tuple[str, Any]]:
+    projection = _shape(new, "in_proj_weight") or _shape(new, "q_proj_weight")
+    if projection:
+        yield "embed_dim", projection[1]
+        yield "head_dim", projection[1] // old.num_heads
+        for name, weight in (("kdim", "k_proj_weight"), ("vdim", "v_proj_weight")):
+            yield name, (_shape(new, weight) or projection)[1]
+
+
+def _norm_groups(old: nn.GroupNorm, channels: int) -> int:
+    if channels % old.num_groups == 0:
+        return old.num_groups
+    size = old.num_channels // old.num_groups
+    return channels // size if channels % size == 0 else old.num_groups
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """Shape of the weight, also where a parametrization computes it."""
+    return _shape(module, "weight_v") or _shape(module, "weight")
+
+
+def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
+    tensor = getattr(module, name, None)
+    return tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else ()
+
+
+def candidates(module: nn.Module, path: str, sizes: Mapping[int, set[int]]) -> list[Edit]:
+    """Attributes whose value is a size that changes, with what they could become.
+
+    Args:
+        module: the module whose code failed, or one that contains it.
+        path: its qualified name.
+        sizes: old size -> new sizes seen in the tensors of the module.
+    """
+    found: list[Edit] = []
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training":
+            continue
+        for new in _replacements(value, sizes):
+            found.append(Edit(path, name, new))
+    return found
+
+
+def _replacements(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        for new in sorted(sizes.get(value, ())):
+            if new != value:
+                yield new
+    elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
+        changed = [min(sizes.get(v, {v})) for v in value]
+        if changed != list(value):
+            yield tuple(changed) if isinstance(value, tuple) else changed
