@@ -180,12 +180,12 @@ def tukey_lambda(probability: Tensor, *, shape: Tensor | float) -> Tensor:
     `(p^l - (1 - p)^l) / l`, and its limit `ln p - ln(1 - p)`, the logistic one, at l = 0.
 
     Args:
-        probability: p in (0, 1); values are kept 2^-25 away from 0 and one step of the type
-            from 1, so that the result is finite.
+        probability: p in (0, 1); values are kept half a step of the type away from 0 and 1
+            (2^-24 in float32), so that the result is finite.
         shape: lambda, broadcast against p.
     """
-    eps = torch.finfo(probability.dtype).eps
-    p = probability.clamp(2.0**-25, 1.0 - eps / 2)
+    edge = torch.finfo(probability.dtype).eps / 2
+    p = probability.clamp(edge, 1.0 - edge)
     lam = torch.as_tensor(shape, dtype=p.dtype, device=p.device)
     log_p, log_q = p.log(), torch.log1p(-p)
     safe = torch.where(lam == 0, 1.0, lam)
