@@ -1,5 +1,29 @@
-"""Expand-Shrink-Learning for any encoder-decoder in PyTorch."""
+"""Expand-Shrink-Learning for any encoder-decoder in PyTorch.
+
+A small network becomes better without a teacher: it is expanded into a larger network of the same
+form, that one is trained, and it is shrunk back a few layers at a time, training after each step.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from eslkit.cost import Cost, cost
+from eslkit.errors import EslError
+from eslkit.graph.channels import ChannelGraph, ChannelGroup, ChannelSpan
+from eslkit.graph.trace import trace
+from eslkit.surgery.api import expand, shrink
+from eslkit.surgery.resize import ResizeWarning, inherit, resize
+
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "ChannelSpan",
+    "Cost",
+    "EslError",
+    "ResizeWarning",
+    "cost",
+    "expand",
+    "inherit",
+    "resize",
+    "shrink",
+    "trace",
+]

@@ -93,7 +93,9 @@ class Exported:
         return tuple(int(size) for size in node.meta["val"].shape)
 
 
-def export(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Exported:
+def export(
+    model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], *, train: bool = True
+) -> Exported:
     """Write down the operations of `model(*inputs, **keywords)`.
 
     The model's own code runs in train mode where it can (heads and outputs that only training
@@ -103,15 +105,16 @@ def export(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any
         model: any module; it is not touched.
         inputs: positional example inputs (tensors, or trees of them).
         keywords: keyword example inputs.
+        train: whether to try train mode first.
 
     Raises:
         TraceError: the model's code failed on these inputs.
         InputError: the model cannot be copied.
     """
     failures: list[BaseException] = []
-    for fake, train in ((True, True), (True, False), (False, False)):
+    for fake, training in ((True, train), (True, False), (False, False)):
         try:
-            return _export(model, inputs, keywords, fake=fake, train=train)
+            return _export(model, inputs, keywords, fake=fake, train=training)
         except InputError:
             raise
         except Exception as error:  # the user's code may raise anything; reported below

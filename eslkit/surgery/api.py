@@ -1,0 +1,102 @@
+"""`expand` and `shrink`: the two directions, in width and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from eslkit.errors import InputError
+from eslkit.surgery.depth import clone, deepen, flatten_step, inserted_levels
+from eslkit.surgery.policies import Policy
+from eslkit.surgery.resize import scale
+
+__all__ = ["expand", "shrink"]
+
+
+def expand(
+    model: nn.Module,
+    *,
+    width: float = 2,
+    depth: int = 0,
+    init: str | Policy = "random",
+    example_inputs: Any = None,
+    protect: Sequence[str] = (),
+) -> nn.Module:
+    """A larger model of the same class (the paper's expand phase).
+
+    Args:
+        model: any encoder-decoder; it is not touched.
+        width: multiplier of every resizable group's width, at least 1; 1 only deepens.
+        depth: levels to insert into the bottleneck.
+        init: "random" draws all weights afresh, "preserve" keeps the output, "first" and "last"
+            put the old weights into a corner of the new ones; or a policy.
+        example_inputs: as for `trace`.
+        protect: as for `trace`.
+
+    Returns:
+        The larger model. Groups that the model's own code refuses to resize keep their width,
+        with a `ResizeWarning` that gives the reason.
+
+    Raises:
+        InputError: a width below 1 or a negative depth.
+        DepthError: a level cannot be inserted.
+        TraceError: the model did not run on the example inputs.
+
+    Example:
+        >>> import eslkit, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
+        >>> eslkit.expand(model, width=2)[0]
+        Conv2d(3, 16, kernel_size=(3, 3), stride=(1, 1))
+    """
+    if width < 1:
+        raise InputError(f"expand: width={width} is below 1; use shrink to make a model smaller")
+    name = init if isinstance(init, str) else "random"
+    deeper = deepen(model, levels=depth, init=name, example_inputs=example_inputs)
+    if width == 1 and init != "random":
+        return deeper
+    return scale(deeper, width, init=init, example_inputs=example_inputs, protect=protect)
+
+
+def shrink(
+    model: nn.Module,
+    *,
+    width: float = 0.5,
+    depth: int = 0,
+    init: str | Policy = "first",
+    example_inputs: Any = None,
+    protect: Sequence[str] = (),
+) -> nn.Module:
+    """A smaller model of the same class (the paper's shrink phase, in one go).
+
+    Args:
+        model: any model; it is not touched.
+        width: multiplier of every resizable group's width, at most 1; 1 only flattens.
+        depth: -1 takes the innermost inserted level out, -2 two, and so on.
+        init: which channels stay: "first", "last", "combined", or a policy.
+        example_inputs: as for `trace`.
+        protect: as for `trace`.
+
+    Returns:
+        The smaller model; what could not be narrowed is named by a `ResizeWarning`.
+
+    Raises:
+        InputError: a width above 1, or a positive depth.
+        DepthError: fewer inserted levels than asked for.
+    """
+    if not 0 < width <= 1:
+        raise InputError(f"shrink: width={width} must lie in (0, 1]; use expand to enlarge")
+    if depth > 0:
+        raise InputError(f"shrink: depth={depth} must not be positive; use expand to insert levels")
+    made = model
+    if width < 1:
+        made = scale(model, width, init=init, example_inputs=example_inputs, protect=protect)
+    for _ in range(-depth):
+        made, _ = flatten_step(made)
+        if inserted_levels(made) and any(
+            made.get_submodule(name).level.flattened for name in inserted_levels(made)
+        ):
+            made, _ = flatten_step(made)
+    return clone(made) if made is model else made
