@@ -222,7 +222,7 @@ def _stop(run: _Walk, step: Step, error: BaseException, *, where: str) -> NoRetu
     kept = ""
     if run.store is not None:
         kept = f" Finished steps are kept in {run.store.folder}; run again to go on from there."
-    raise TrainingError(f"{where}: {reason}.{kept}") from error
+    raise TrainingError(f"{where}: {reason.rstrip('.')}.{kept}") from error
 
 
 def _check_weights(weights: dict[str, Tensor], before: dict[str, Tensor], *, where: str) -> None:
@@ -301,7 +301,9 @@ def _sigterm_raises() -> Generator[None]:
 
 
 def _versions() -> dict[str, str]:
+    """What else the bits hang on: another torch or number of threads adds in another order."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    versions["threads"] = str(torch.get_num_threads())
     with suppress(metadata.PackageNotFoundError):
         versions["eslkit"] = metadata.version("eslkit")
     return versions
