@@ -116,7 +116,8 @@ class LightningTrainer:
                 trainer.fit(module, datamodule=data, ckpt_path=resume)
             else:
                 trainer.fit(module, train_dataloaders=data, ckpt_path=resume)
-            return {name: float(value) for name, value in trainer.callback_metrics.items()}
+            before = {} if checkpoints is None else checkpoints.metrics
+            return {**before, **_metrics(trainer)}
 
     def _trainer(self, step: StepContext, checkpoints: _Checkpoints | None) -> pl.Trainer:
         if self.make_trainer is not None:
@@ -161,6 +162,10 @@ def _settings(given: Mapping[str, Any], step: StepContext) -> dict[str, Any]:
     return settings
 
 
+def _metrics(trainer: pl.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
 class _Checkpoints(Checkpoint):
     """Keeps one checkpoint of the step, complete or not at all, with the random generators.
 
@@ -171,6 +176,7 @@ class _Checkpoints(Checkpoint):
 
     def __init__(self, path: Path, *, every: int | None) -> None:
         self.path, self.every = path, every
+        self.metrics: dict[str, float] = {}  # of the checkpoint: a validation may come no more
         self._due = False
         self._pending: dict[str, Any] | None = None
 
@@ -180,11 +186,11 @@ class _Checkpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """What goes into the checkpoint beside Lightning's own state."""
-        return _random_state()
+        return {"random": _random_state(), "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The generators of the checkpoint wait until the data are set up."""
-        self._pending = state_dict
+        self._pending, self.metrics = state_dict["random"], state_dict["metrics"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on between epochs, or keep a checkpoint of the epochs so far."""
@@ -221,7 +227,7 @@ class _Checkpoints(Checkpoint):
             self._pending = None
 
     def _save(self, trainer: pl.Trainer) -> None:
-        self._due = False
+        self._due, self.metrics = False, _metrics(trainer)
         part = self.path.with_suffix(".part")
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
