@@ -10,6 +10,7 @@ from eslkit.cost import Cost, cost
 from eslkit.errors import EslError
 from eslkit.graph.channels import ChannelGraph, ChannelGroup, ChannelSpan
 from eslkit.graph.trace import trace
+from eslkit.schedule import Result, Schedule, schedule
 from eslkit.surgery.api import expand, shrink
 from eslkit.surgery.resize import ResizeWarning, inherit, resize
 
@@ -20,10 +21,13 @@ __all__ = [
     "Cost",
     "EslError",
     "ResizeWarning",
+    "Result",
+    "Schedule",
     "cost",
     "expand",
     "inherit",
     "resize",
+    "schedule",
     "shrink",
     "trace",
 ]
