@@ -1,0 +1,215 @@
+"""A schedule: a model, its plan, and the runs that carry the plan out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from eslkit.draw import draw_plan
+from eslkit.driver import Callback, walk
+from eslkit.errors import InputError, PlanError
+from eslkit.files import write_atomically
+from eslkit.manifest import StepRecord
+from eslkit.plan import Plan, Step, fingerprint
+from eslkit.planners import apply_step, make_plan
+from eslkit.store import RunStore
+from eslkit.trainer import TrainerLike, as_trainer
+from eslkit.words import describe
+
+__all__ = ["Result", "Schedule", "StepRecord", "schedule"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run brought."""
+
+    model: nn.Module
+    """The trained model: a new object of the user's class, with the user's keys and shapes."""
+    records: tuple[StepRecord, ...]
+    """What happened in each step."""
+    plan: Plan
+    """The plan that was carried out."""
+
+    def __repr__(self) -> str:
+        last = self.records[-1]
+        metrics = ", ".join(f"{name}={value:.4g}" for name, value in last.metrics.items())
+        kind = type(self.model).__name__
+        return f"Result({kind}, {len(self.records)} steps, last {last.name}: {metrics or 'done'})"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A model and the plan of its Expand-Shrink-Learning.
+
+    Made by `schedule`, or from a plan read from disk: `Schedule(model, plan)`.
+    """
+
+    model: nn.Module
+    """The small model, as it was when the schedule was made."""
+    plan: Plan
+    """What is to be done with it."""
+    example_inputs: tuple[Any, ...] | None = field(default=None, repr=False)
+    """Inputs to follow the model's computation with; None infers them."""
+
+    def __post_init__(self) -> None:
+        if fingerprint(self.model) != self.plan.fingerprint:
+            raise PlanError(
+                f"The plan was made for another model: {self.plan.model} with parameters of other "
+                f"names or shapes than those of this {type(self.model).__qualname__}. Make a plan "
+                "for this model with eslkit.schedule(...)."
+            )
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps, in order."""
+        return self.plan.steps
+
+    def __str__(self) -> str:
+        table = Table(box=box.SIMPLE_HEAD, title=f"{self.plan.model}: {len(self.steps)} trainings")
+        table.add_column("step")
+        table.add_column("what changes", max_width=44)
+        for head in ("parameters", "GFLOPs", "iterations", "x scratch"):
+            table.add_column(head, justify="right")
+        start = (
+            "",
+            "the model as it is",
+            *_figures(self.plan.base_parameters, self.plan.base_macs),
+        )
+        table.add_row(*start, "", "1.00", end_section=True)
+        for step in self.steps:
+            figures = _figures(step.parameters, step.macs)
+            iterations = "" if step.iterations is None else f"{step.iterations:,}"
+            cost = f"{self.plan.cost(step):.2f}"
+            last = step is self.steps[-1]
+            row = (step.name, describe(step, self.plan), *figures, iterations, cost)
+            table.add_row(*row, end_section=last)
+        total = sum(map(self.plan.cost, self.steps))
+        table.add_row("all", "training cost of the whole schedule", "", "", "", f"{total:.2f}")
+        return _printed(table)
+
+    def draw(self, path: str | Path) -> None:
+        """Draw the model's U in every step as an SVG file.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        write_atomically(Path(path), draw_plan(self.plan).encode())
+
+    def run(
+        self,
+        trainer: TrainerLike,
+        *,
+        out: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Result:
+        """Carry the plan out; with `out=`, go on where an earlier run stopped.
+
+        Args:
+            trainer: an object with `fit(model, step)`, or a function of that form; it trains
+                the model of a step in place and returns a mapping of metrics.
+            out: the run's folder; made when missing. None keeps everything in memory.
+            callbacks: called with an `eslkit.driver.Event` when a step starts and ends.
+
+        Returns:
+            The trained model, of the user's own class, keys and shapes, and the records.
+
+        Raises:
+            InputError: the trainer is no trainer.
+            StoreError: the folder is damaged, of another plan, in use, or cannot be written.
+            TrainingError: the trainer raised, or weights or metrics are not finite.
+        """
+        network, records = walk(
+            self.model,
+            self.plan,
+            surgery=self._surgery(),
+            trainer=as_trainer(trainer),
+            store=None if out is None else RunStore(out),
+            callbacks=callbacks,
+        )
+        if fingerprint(network) != self.plan.fingerprint:
+            raise PlanError(
+                f"The plan ends in a network of another form than {self.plan.model}: its last "
+                f"step {self.steps[-1].name} does not lead back to the model. Make the plan again."
+            )
+        return Result(network, records, self.plan)
+
+    def _surgery(self) -> Callable[[nn.Module, Step], nn.Module]:
+        def surgery(network: nn.Module, step: Step) -> nn.Module:
+            return apply_step(network, step, plan=self.plan, example_inputs=self.example_inputs)
+
+        return surgery
+
+
+def schedule(
+    model: nn.Module,
+    *,
+    width: float = 2,
+    depth: int = 1,
+    init: Any = "first",
+    granularity: str | int = "fine",
+    expand_init: Any = "random",
+    example_inputs: tuple[Any, ...] | None = None,
+    protect: Sequence[str] = (),
+    iterations: int | None = None,
+    seed: int = 0,
+) -> Schedule:
+    """Plan the Expand-Shrink-Learning of a model.
+
+    Args:
+        model: the small model; it is copied and never touched.
+        width: width multiplier of the expansion.
+        depth: levels that the expansion inserts below the bottleneck.
+        init: policy that carries weights into a smaller network (the paper's INIT1).
+        granularity: `fine` for the paper's order, `one-shot`, or a number of layers a step.
+        expand_init: policy that fills the expanded network.
+        example_inputs: what the model is called with; None infers it.
+        protect: names of groups, layers or parameters that keep their width.
+        iterations: optimizer updates of every step; None leaves them to the trainer.
+        seed: seed of the whole schedule; every step gets one of its own from it.
+
+    Returns:
+        The schedule: `print` it, `draw` it, `run` it.
+
+    Raises:
+        InputError: an argument cannot be used.
+        EslError: the model cannot be traced, widened or deepened.
+    """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"The model is a {type(model).__name__}, expected a torch.nn.Module; pass an instance."
+        )
+    inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
+    plan = make_plan(
+        model,
+        width=width,
+        depth=depth,
+        init=init,
+        granularity=granularity,
+        expand_init=expand_init,
+        example_inputs=inputs,
+        protect=tuple(protect),
+        iterations=iterations,
+        seed=seed,
+    )
+    return Schedule(copy.deepcopy(model), plan, inputs)
+
+
+def _figures(parameters: int, macs: int) -> tuple[str, str]:
+    return f"{parameters:,}", f"{2 * macs / 1e9:.3f}"
+
+
+def _printed(table: Table) -> str:
+    console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
