@@ -82,7 +82,7 @@ def run(given: dict[str, Any], *, out: Path, threads: int | None, fresh: bool) -
     began = time.monotonic()
     run_demo(settings, out=out, threads=threads, fresh=fresh, console=console)
     seconds = time.monotonic() - began
-    console.print(f"{out / 'report.html'} shows it all ({seconds:.0f} s).", highlight=False)
+    typer.echo(f"{out / 'report.html'} shows it all ({seconds:.0f} s).")
 
 
 def told(problem: Mapping[str, Any]) -> str:

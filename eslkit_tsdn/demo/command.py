@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from eslkit.errors import InputError, StoreError
 from eslkit.files import check_free_space, write_atomically
 from eslkit.store import RunStore
 from eslkit_tsdn.data.photos import Photo, packaged_photos, raw_photos, split
-from eslkit_tsdn.demo.progress import DemoProgress, Work
+from eslkit_tsdn.demo.progress import DemoProgress, Work, say
 from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, Row, photos_digest
+from eslkit_tsdn.demo.table import results_table
+from eslkit_tsdn.demo.verdict import against_long, against_scratch
 from eslkit_tsdn.evaluation import evaluate_input, test_pairs
 
-__all__ = ["results_table", "run_demo"]
+__all__ = ["run_demo"]
 
 SETTINGS, RESULTS, REPORT = "settings.json", "results.json", "report.html"
 
@@ -61,6 +61,8 @@ def run_demo(
     if results is None:
         results = train_and_report(settings, photos, out=out, console=console)
     console.print(results_table(results))
+    say(console, against_scratch(results))
+    say(console, against_long(results))
     return results
 
 
@@ -88,7 +90,7 @@ def take_folder(out: Path, settings: DemoSettings, *, fresh: bool, console: Cons
     if fresh and out.exists():
         aside = out.with_name(f"{out.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         move_aside(out, aside)
-        console.print(f"The earlier run is now {aside}.", highlight=False, markup=False)
+        say(console, f"The earlier run is now {aside}.")
     if path.exists():
         differing = differences(read_settings(path), settings)
         if differing:
@@ -158,11 +160,10 @@ def train_and_report(
     train, test = split(photos)
     pairs = test_pairs(test, gain=settings.gain, multiple=settings.multiple)
     noisy = Row(name="noisy", what="the noisy input", metrics=evaluate_input(pairs))
-    console.print(
-        f"{len(train)} photographs to train on, {len(test)} to test on; three ways to train a "
-        f"network, {out}/ keeps every step.",
-        highlight=False,
-        markup=False,
+    say(
+        console,
+        f"{len(train)} photographs to train on, {len(test)} to test on. Three ways to train one "
+        f"small network; {out} keeps every step.",
     )
 
     def show(works: Sequence[Work]) -> DemoProgress:
@@ -191,29 +192,3 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         **versions,
     }
-
-
-def results_table(results: DemoResults) -> Table:
-    """The table that the demo ends with: PSNR in dB and SSIM at every ratio."""
-    table = Table(box=box.SIMPLE_HEAD, title="Mean over the test photographs: PSNR in dB / SSIM")
-    table.add_column("network", overflow="fold")
-    for head in ("parameters", "GFLOPs", "iterations", "seconds"):
-        table.add_column(head, justify="right")
-    for ratio in results.ratios:
-        table.add_column(f"x{ratio}", justify="right", no_wrap=True)
-    for row in results.rows:
-        table.add_row(*row_cells(row, results.ratios), end_section=row.name in {"noisy", LONG})
-    return table
-
-
-def row_cells(row: Row, ratios: Sequence[int]) -> list[str]:
-    """A row of the table as text."""
-    counts = [row.parameters, row.iterations]
-    parameters, iterations = ("" if count is None else f"{count:,}" for count in counts)
-    flops = "" if row.flops is None else f"{row.flops / 1e9:.2f}"
-    seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
-    quality = [
-        f"{row.metrics[f'psnr_x{ratio}']:.2f} / {row.metrics[f'ssim_x{ratio}']:.3f}"
-        for ratio in ratios
-    ]
-    return [row.what, parameters, flops, iterations, seconds, *quality]

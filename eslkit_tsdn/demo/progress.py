@@ -11,7 +11,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-__all__ = ["DemoProgress", "Work"]
+from eslkit_tsdn.demo.settings import label
+
+__all__ = ["DemoProgress", "Work", "say"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,11 @@ class DemoProgress:
         self.kept: set[str] = set()
         self.paid, self.seconds = 0.0, 0.0
         self.current: Work | None = None
-        columns = ("{task.description}", "{task.fields[state]}")
         self.bar = Progress(
-            TextColumn(columns[0]), BarColumn(bar_width=24), TextColumn(columns[1]), console=console
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=14),
+            TextColumn("{task.fields[state]}"),
+            console=console,
         )
         self.task = self.bar.add_task("", total=1, state="", visible=False)
 
@@ -72,11 +76,11 @@ class DemoProgress:
         """This training starts, or goes on."""
         work = self.current = self.works[name]
         place = list(self.works).index(name) + 1
-        self.heading = f"[{place} of {len(self.works)}] {work.title}"
+        self.place = f"{place} of {len(self.works)}"
         self.started, self.first, self.shown = time.monotonic(), None, 0.0
         self.bar.update(
             self.task,
-            description=self.heading,
+            description=f"[{self.place}] {label(name)}".replace("[", r"\["),
             total=work.iterations,
             completed=0,
             state="",
@@ -97,7 +101,7 @@ class DemoProgress:
         if done:
             left = self._left(work, iteration, self._pace(work, done, seconds))
             own = seconds / done * (work.iterations - iteration)
-            state += f"  {clock(own)} left, {clock(left)} for all"
+            state += f"  {clock(own)} left, all {clock(left)}"
         self.bar.update(self.task, completed=iteration, state=state)
 
     def end(self, name: str, metrics: Mapping[str, float]) -> None:
@@ -107,14 +111,14 @@ class DemoProgress:
             self.paid += self._weight(work) * (work.iterations - self.first)
             self.seconds += seconds
         self.kept.add(name)
-        psnr = "  ".join(
-            f"{key.removeprefix('psnr_')} {value:.2f}"
+        psnr = ", ".join(
+            f"{value:.2f} at {key.removeprefix('psnr_')}"
             for key, value in metrics.items()
             if key.startswith("psnr_")
         )
         self.bar.update(self.task, visible=False)
-        text = f"{self.heading}: {work.iterations:,} iterations, {seconds:.0f} s, PSNR {psnr}"
-        self.console.print(text, highlight=False, markup=False)
+        text = f"[{self.place}] {work.title}: {work.iterations:,} iterations"
+        say(self.console, f"{text}, {seconds:.0f} s; PSNR {psnr}")
 
     def _weight(self, work: Work) -> float:
         return work.macs + self.overhead
@@ -130,6 +134,11 @@ class DemoProgress:
             if work is not current and work.name not in self.kept
         ]
         return pace * (sum(waiting) + self._weight(current) * (current.iterations - iteration))
+
+
+def say(console: Console, text: str) -> None:
+    """One line, as it is: no markup, and no line breaks that a pipe would keep."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

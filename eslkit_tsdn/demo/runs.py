@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch import Trainer as LightningLoop
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from eslkit.driver import Event, walk
@@ -29,6 +28,7 @@ from eslkit_tsdn.training import DenoisingModule, PhotoDataModule
 
 __all__ = ["Runs", "baseline", "esl_schedule", "small_network", "train_all"]
 
+CHECKPOINT_EVERY = 50  # updates; a kill costs some two seconds, a checkpoint some hundredths
 TABLE_SIZE = 512  # costs are told for 1x4x512x512, as in the paper's tables
 
 
@@ -82,7 +82,14 @@ class DemoTrainer:
 
     def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
         """Train `model` in place; PSNR and SSIM at every ratio."""
-        LightningTrainer(self._module, self._data, make_trainer=self._loop).fit(model, step)
+        trainer = LightningTrainer(
+            self._module,
+            self._data,
+            checkpoint_every=CHECKPOINT_EVERY,
+            accelerator="cpu",
+            callbacks=[ShowLoss(self.progress)],
+        )
+        trainer.fit(model, step)
         return evaluate(model, self.pairs)
 
     def _iterations(self, step: StepContext) -> int:
@@ -101,18 +108,6 @@ class DemoTrainer:
         )
         return PhotoDataModule(source, iterations=self._iterations(step))
 
-    def _loop(self, step: StepContext) -> LightningLoop:
-        return LightningLoop(
-            max_steps=self._iterations(step),
-            max_epochs=-1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[ShowLoss(self.progress)],
-        )
-
 
 class ShowLoss(Callback):
     """Hands iteration and loss to the progress."""
@@ -122,7 +117,7 @@ class ShowLoss(Callback):
 
     def on_train_batch_end(
         self,
-        trainer: LightningLoop,
+        trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
@@ -201,7 +196,7 @@ def words(step: Step, plan: Plan) -> str:
         return "(a) small, from scratch"
     if step.name == LONG:
         return "(b) small, from scratch, as long as all of (c)"
-    return f"(c) {step.name} {step.index} of {len(plan.steps)}: {describe(step, plan)}"
+    return f"(c) {step.name}, step {step.index} of {len(plan.steps)}: {describe(step, plan)}"
 
 
 def _rows(plan: Plan, records: Sequence[StepRecord], settings: DemoSettings) -> tuple[Row, ...]:

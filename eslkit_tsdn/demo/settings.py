@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from eslkit_tsdn.data.photos import Photo
 
-__all__ = ["DemoResults", "DemoSettings", "Row", "photos_digest"]
+__all__ = ["LONG", "SCRATCH", "DemoResults", "DemoSettings", "Row", "label", "photos_digest"]
+
+SCRATCH, LONG = "scratch", "scratch-long"
+"""Names of the trainings (a) and (b); those of (c) are named as the steps of ESL."""
 
 
 class _Frozen(BaseModel):
@@ -117,8 +120,10 @@ class DemoResults(_Frozen):
         return tuple(int(name.removeprefix("psnr_x")) for name in names)
 
 
-SCRATCH = "scratch"  # (a)
-LONG = "scratch-long"  # (b)
+def label(name: str) -> str:
+    """A row's or a training's name as tables show it."""
+    known = {"noisy": "noisy input", SCRATCH: "(a) scratch", LONG: "(b) longer"}
+    return known.get(name, f"(c) {name}")
 
 
 def photos_digest(photos: Sequence[Photo]) -> str:

@@ -1,0 +1,221 @@
+"""The whole demo at toy size: what it writes, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from html import unescape
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from eslkit.errors import InputError, StoreError
+from eslkit_tsdn.cli import app
+from eslkit_tsdn.demo import command, runs
+from eslkit_tsdn.demo.command import run_demo
+from eslkit_tsdn.demo.progress import DemoProgress
+from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings
+from eslkit_tsdn.demo.verdict import against_long, against_scratch
+from eslkit_tsdn.models import TSDN
+from tests.eslkit_tsdn.fakes import drawn_photos
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+SETTINGS = DemoSettings(widths=(2, 3), stages=2, iterations=3, batch_size=2, crop=8)
+NAMES = ["noisy", SCRATCH, LONG, "EL", "CSL1", "CSL2", "CSL3", "LSL1", "LSL2"]
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch) -> None:
+    monkeypatch.setattr(command, "packaged_photos", lambda: drawn_photos(3))
+
+
+def run(out: Path, settings: DemoSettings = SETTINGS, *, fresh: bool = False) -> DemoResults:
+    console = Console(file=StringIO(), width=160)
+    return run_demo(settings, out=out, threads=1, fresh=fresh, console=console)
+
+
+def measured(results: DemoResults) -> list[tuple[str, dict[str, float]]]:
+    return [(row.name, row.metrics) for row in results.rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, DemoResults]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "packaged_photos", lambda: drawn_photos(3))
+        out = tmp_path_factory.mktemp("demo") / "run"
+        return out, run(out)
+
+
+def test_the_table_has_every_network(finished):
+    _, results = finished
+    assert [row.name for row in results.rows] == NAMES
+    assert results.ratios == (100, 250, 300)
+    iterations = [row.iterations for row in results.rows]
+    assert iterations == [None, 3, 3 * 6, *[3] * 6]
+    small = TSDN((2, 3), stages=2)
+    parameters = sum(p.numel() for p in small.parameters())
+    assert {results.row(n).parameters for n in (SCRATCH, LONG, "LSL2")} == {parameters}
+    assert results.row("EL").parameters == sum(p.numel() for p in TSDN((4, 6, 12)).parameters())
+
+
+def test_the_final_weights_load_strictly_into_a_new_network(finished):
+    out, _ = finished
+    for path in ("esl/steps/06-LSL2", f"{SCRATCH}/steps/01-{SCRATCH}", f"{LONG}/steps/01-{LONG}"):
+        TSDN((2, 3), stages=2).load_state_dict(load_file(out / path / "weights.safetensors"))
+
+
+def test_what_is_written_can_be_read(finished):
+    out, results = finished
+    assert DemoResults.model_validate_json((out / "results.json").read_text()) == results
+    page = unescape((out / "report.html").read_text())
+    assert page.count("data:image/png;base64,") >= 5
+    assert "<svg" in page
+    assert against_scratch(results) in page
+    assert against_long(results) in page
+
+
+def test_a_finished_demo_answers_without_training(finished, monkeypatch):
+    out, results = finished
+    monkeypatch.setattr(command, "train_and_report", None)
+    assert run(out) == results
+
+
+@pytest.mark.parametrize("at", [(LONG, 7), ("CSL1", 2), ("LSL2", 1)])
+def test_an_interrupted_demo_ends_in_the_same_numbers(finished, tmp_path, monkeypatch, at):
+    name, iteration = at
+    plain = DemoProgress.update
+
+    def update(self, done, loss):
+        plain(self, done, loss)
+        if self.current.name == name and done == iteration:
+            raise KeyboardInterrupt("now")
+
+    monkeypatch.setattr(runs, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(DemoProgress, "update", update)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        run(tmp_path / "run")
+    monkeypatch.setattr(DemoProgress, "update", plain)
+    assert measured(run(tmp_path / "run")) == measured(finished[1])
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(finished):
+    out, results = finished
+    other = SETTINGS.model_copy(update={"iterations": 4})
+    with pytest.raises(StoreError, match=r"other settings \(iterations 3, now 4\)"):
+        run(out, other)
+    assert run(out) == results
+
+
+def test_other_photographs_are_refused(finished, monkeypatch):
+    monkeypatch.setattr(command, "packaged_photos", lambda: drawn_photos(4))
+    with pytest.raises(StoreError, match="the photographs have changed"):
+        run(finished[0])
+
+
+def test_fresh_moves_the_old_run_aside(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(command, "train_and_report", lambda *_, **__: "trained")
+    for name in ("results_table", "against_scratch", "against_long"):
+        monkeypatch.setattr(command, name, str)
+    run(out)
+    (out / "precious").write_text("kept")
+    assert run(out, SETTINGS.model_copy(update={"seed": 1}), fresh=True) == "trained"
+    (aside,) = tmp_path.glob("run-*")
+    assert (aside / "precious").read_text() == "kept"
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(StoreError, match="not empty and holds no demo"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_settings_that_were_edited_are_refused(tmp_path):
+    (tmp_path / "settings.json").write_text('{"version": 1, "iterations"')
+    with pytest.raises(StoreError, match=r"cannot be read as a demo's settings"):
+        run(tmp_path)
+
+
+def test_more_threads_than_cores_are_refused(tmp_path):
+    console = Console(file=StringIO())
+    with pytest.raises(InputError, match=r"threads=4096.*from 1 to"):
+        run_demo(SETTINGS, out=tmp_path / "run", threads=4096, console=console)
+
+
+def invoke(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["demo", *words])
+    return result.exit_code, result.stderr
+
+
+def test_bad_input_is_one_sentence_and_code_2(tmp_path):
+    out = ["--out", str(tmp_path / "run")]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "photo.ARW").write_text("not a photo")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for words, said in [
+        (["--raw", str(tmp_path / "raw")], "photo.ARW is a text file"),
+        (["--raw", str(tmp_path / "empty")], "no camera file"),
+        (["--raw", str(tmp_path / "absent")], "is not a folder"),
+        (["--widths", "8,x"], "widths.1"),
+        (["--crop", "36"], "multiple of 8"),
+        (["--iterations", "0"], "iterations"),
+        (["--threads", "0"], "threads=0"),
+    ]:
+        code, error = invoke(*out, *words)
+        assert code == 2, words
+        assert said in error
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    code, error = invoke("--out", str(tmp_path / "file" / "run"))
+    assert code == 2
+    assert "a file is in the way" in error
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "train_and_report", interrupted)
+    code, error = invoke("--out", str(tmp_path / "run"))
+    assert code == 130
+    assert "the same command goes on from there" in error
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rich.console import Console
+from eslkit_tsdn.demo import command, progress, runs
+from eslkit_tsdn.demo.settings import DemoSettings
+from tests.eslkit_tsdn.fakes import drawn_photos
+
+command.packaged_photos = lambda: drawn_photos(3)
+runs.CHECKPOINT_EVERY = 2
+plain = progress.DemoProgress.update
+
+def update(self, done, loss):
+    if self.current.name == "CSL2" and done == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    plain(self, done, loss)
+
+progress.DemoProgress.update = update
+settings = DemoSettings.model_validate_json(sys.argv[2])
+command.run_demo(settings, out=Path(sys.argv[1]), threads=1, console=Console())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_demo_goes_on(finished, tmp_path):
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "run"), SETTINGS.model_dump_json()]
+    killed = subprocess.run(words, check=False, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "run" / "esl" / "steps" / "03-CSL2" / "trainer" / "last.ckpt").exists()
+    assert measured(run(tmp_path / "run")) == measured(finished[1])
