@@ -96,7 +96,7 @@ def draw_network(step: Step) -> str:
 
 def _figures(parameters: int, macs: int) -> list[str]:
     count = f"{parameters / 1e6:.2f} M" if parameters >= 1e6 else f"{parameters / 1e3:.1f} k"
-    cost = f"{2 * macs / 1e9:.3g}" if macs < 5e11 else f"{2 * macs / 1e9:.0f}"
+    cost = f"{2 * macs / 1e9:#.3g}".rstrip(".") if macs < 5e11 else f"{2 * macs / 1e9:.0f}"
     return [f"{count} parameters", f"{cost} GFLOPs"]
 
 

@@ -32,16 +32,18 @@ def storing(path: Path) -> Generator[None]:
 
 
 def _explain(error: OSError, path: Path) -> str:
-    kept = "What was finished is kept; start the same run again afterwards."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"No space left to write {path}. Free some space on that disk. {kept}"
+        return (
+            f"No space left to write {path}. Free some space on that disk and start again; what "
+            "was finished is kept."
+        )
     if error.errno == errno.EROFS:
         return f"{path} is on a file system that is mounted read-only. Choose another folder."
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"No permission to write {path}. Grant it, or choose another folder. {kept}"
+        return f"No permission to write {path}. Grant it, or choose another folder."
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"{path} cannot be made, a file is in the way. Choose another folder."
-    return f"{path} cannot be written ({error.strerror or error}). {kept}"
+    return f"{path} cannot be written ({error.strerror or error}). Choose another folder."
 
 
 def write_atomically(path: Path, data: bytes) -> str:

@@ -93,11 +93,11 @@ def compare(before: Sequence[LayerInfo], after: Sequence[LayerInfo]) -> tuple[Ma
     """
     if not before:
         return tuple((layer, "same") for layer in after)
-    known = {layer.name for layer in before}
-    by_name = 2 * sum(layer.name in known for layer in after) >= len(after)
-    keys = [[_key(layer, by_name=by_name) for layer in side] for side in (before, after)]
+    sides = _common_names(before, after)
+    if 2 * len(set(sides[0]) & set(sides[1])) < len(after):  # all renamed: by their place
+        sides = ([_place(layer) for layer in before], [_place(layer) for layer in after])
     marked: list[Marked] = []
-    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, *sides, autojunk=False)
     for tag, i1, i2, j1, j2 in matcher.get_opcodes():
         if tag == "equal":
             for old, new in zip(before[i1:i2], after[j1:j2], strict=True):
@@ -108,9 +108,22 @@ def compare(before: Sequence[LayerInfo], after: Sequence[LayerInfo]) -> tuple[Ma
     return tuple(marked)
 
 
-def _key(layer: LayerInfo, *, by_name: bool) -> tuple[object, ...]:
-    """Layers keep their names where they can; a wrapped one is found by its place."""
-    return (layer.name,) if by_name else (layer.stage, layer.kind, layer.level)
+def _common_names(
+    before: Sequence[LayerInfo], after: Sequence[LayerInfo]
+) -> tuple[list[str], list[str]]:
+    """The names on both sides; a layer that was wrapped or unwrapped is called as it was."""
+    old, new = [layer.name for layer in before], [layer.name for layer in after]
+    for names, others in ((old, new), (new, old)):
+        for index, name in enumerate(names):
+            inner = [other for other in others if other.startswith(f"{name}.")]
+            if inner and name not in others:
+                wrapped = min(inner, key=lambda other: other.count("."))
+                names[index] = wrapped if wrapped not in names else name
+    return old, new
+
+
+def _place(layer: LayerInfo) -> str:
+    return f"{layer.stage}/{layer.kind}/{layer.level}"
 
 
 def lay_out(marked: Sequence[Marked], *, widest: int) -> Drawing:

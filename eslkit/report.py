@@ -58,7 +58,8 @@ th{color:var(--soft);font-weight:500;vertical-align:bottom}
 th:first-child,td:first-child,.text{text-align:left}
 td:first-child{font-weight:600;white-space:nowrap}
 tbody tr:hover{background:var(--shade)}
-.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:18px}
+.pictures{display:grid;gap:18px;
+grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr))}
 figure{margin:0}
 figure img{display:block;width:100%;height:auto;background:var(--shade)}
 figcaption{color:var(--soft);font-size:15px;padding:6px 0 0}
@@ -89,9 +90,8 @@ _TABLE = _ENVIRONMENT.from_string("""\
 <table>{% if caption %}<caption>{{ caption }}</caption>{% endif %}
 <thead><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>
-.pictures{display:grid;gap:18px;
-grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr))}
-{{- cell }}</td>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}
+<td{% if cell | length > 24 %} class="text"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table>
 """)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +22,7 @@ from eslkit.manifest import StepRecord
 from eslkit.plan import Plan, Step, fingerprint
 from eslkit.planners import apply_step, make_plan
 from eslkit.store import RunStore
+from eslkit.surgery.policies import Policy
 from eslkit.trainer import TrainerLike, as_trainer
 from eslkit.words import describe
 
@@ -47,7 +47,7 @@ class Result:
         return f"Result({kind}, {len(self.records)} steps, last {last.name}: {metrics or 'done'})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
     """A model and the plan of its Expand-Shrink-Learning.
 
@@ -58,8 +58,10 @@ class Schedule:
     """The small model, as it was when the schedule was made."""
     plan: Plan
     """What is to be done with it."""
-    example_inputs: tuple[Any, ...] | None = field(default=None, repr=False)
-    """Inputs to follow the model's computation with; None infers them."""
+    example_inputs: Any = None
+    """Inputs to follow the model's computation with, as for `trace`; None infers them."""
+    policies: Mapping[str, Policy] = field(default_factory=dict[str, Policy])
+    """The user's own init policies, by the name that the plan calls them by."""
 
     def __post_init__(self) -> None:
         if fingerprint(self.model) != self.plan.fingerprint:
@@ -73,6 +75,9 @@ class Schedule:
     def steps(self) -> tuple[Step, ...]:
         """The steps, in order."""
         return self.plan.steps
+
+    def __repr__(self) -> str:
+        return f"Schedule({type(self.model).__name__}, {len(self.steps)} steps)"
 
     def __str__(self) -> str:
         table = Table(box=box.SIMPLE_HEAD, title=f"{self.plan.model}: {len(self.steps)} trainings")
@@ -145,7 +150,13 @@ class Schedule:
 
     def _surgery(self) -> Callable[[nn.Module, Step], nn.Module]:
         def surgery(network: nn.Module, step: Step) -> nn.Module:
-            return apply_step(network, step, plan=self.plan, example_inputs=self.example_inputs)
+            return apply_step(
+                network,
+                step,
+                plan=self.plan,
+                example_inputs=self.example_inputs,
+                policies=self.policies,
+            )
 
         return surgery
 
@@ -155,10 +166,10 @@ def schedule(
     *,
     width: float = 2,
     depth: int = 1,
-    init: Any = "first",
+    init: str | Policy = "first",
     granularity: str | int = "fine",
-    expand_init: Any = "random",
-    example_inputs: tuple[Any, ...] | None = None,
+    expand_init: str | Policy = "random",
+    example_inputs: Any = None,
     protect: Sequence[str] = (),
     iterations: int | None = None,
     seed: int = 0,
@@ -169,10 +180,12 @@ def schedule(
         model: the small model; it is copied and never touched.
         width: width multiplier of the expansion.
         depth: levels that the expansion inserts below the bottleneck.
-        init: policy that carries weights into a smaller network (the paper's INIT1).
+        init: policy that carries weights into a smaller network (the paper's INIT1), by name
+            or a callable of your own.
         granularity: `fine` for the paper's order, `one-shot`, or a number of layers a step.
         expand_init: policy that fills the expanded network.
-        example_inputs: what the model is called with; None infers it.
+        example_inputs: what the model is called with: a tensor, a tuple of positional
+            arguments or a mapping of keyword arguments; None infers it.
         protect: names of groups, layers or parameters that keep their width.
         iterations: optimizer updates of every step; None leaves them to the trainer.
         seed: seed of the whole schedule; every step gets one of its own from it.
@@ -188,7 +201,7 @@ def schedule(
         raise InputError(
             f"The model is a {type(model).__name__}, expected a torch.nn.Module; pass an instance."
         )
-    inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
+    policies = _own_policies(init, expand_init)
     plan = make_plan(
         model,
         width=width,
@@ -196,12 +209,27 @@ def schedule(
         init=init,
         granularity=granularity,
         expand_init=expand_init,
-        example_inputs=inputs,
+        example_inputs=example_inputs,
         protect=tuple(protect),
         iterations=iterations,
         seed=seed,
     )
-    return Schedule(copy.deepcopy(model), plan, inputs)
+    return Schedule(copy.deepcopy(model), plan, example_inputs, policies)
+
+
+def _own_policies(*inits: str | Policy) -> dict[str, Policy]:
+    """The user's own policies by name, as plans name them."""
+    policies: dict[str, Policy] = {}
+    for init in inits:
+        if isinstance(init, str):
+            continue
+        name = getattr(init, "__name__", "custom")
+        if policies.setdefault(name, init) is not init:
+            raise InputError(
+                f"init= and expand_init= are two policies of one name, {name!r}; a plan tells "
+                "policies apart by name. Give one of them another __name__."
+            )
+    return policies
 
 
 def _figures(parameters: int, macs: int) -> tuple[str, str]:

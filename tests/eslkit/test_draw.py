@@ -108,6 +108,19 @@ def test_layers_that_a_wrapper_renamed_are_found_by_their_place() -> None:
     assert {mark for _, mark in compare(small, renamed)} == {"changed"}
 
 
+def test_a_layer_that_was_wrapped_is_still_the_same_one() -> None:
+    def layer(name: str) -> LayerInfo:
+        return LayerInfo(name=name, kind="conv", level=1, width=8)
+
+    plain = [layer(name) for name in ("one", "two", "three")]
+    wrapped = [layer(name) for name in ("one", "two.level.entry", "two.level.up", "two.body")]
+    wrapped.append(layer("three"))
+    expected = ["same", "new", "new", "same", "same"]
+    assert [mark for _, mark in compare(plain, wrapped)] == expected
+    back = [mark.replace("new", "removed") for mark in expected]
+    assert [mark for _, mark in compare(wrapped, plain)] == back
+
+
 def test_a_u_has_its_skips_and_says_where_it_knows_better() -> None:
     layers = stage_layers("", (16, 32, 64), (16, 32))
     drawn = [(skip.start.layer.name, skip.end.layer.name) for skip in laid_out(layers).skips]
