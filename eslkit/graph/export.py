@@ -140,6 +140,9 @@ def _failure(model: nn.Module, inputs: Sequence[Any], error: BaseException) -> s
     )
 
 
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
 def skeleton(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of `model` in which every tensor `t` is `make(t)`; sharing is kept.
 
@@ -163,15 +166,23 @@ def skeleton(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
 
 def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters and buffers, and tensors that other code left as plain attributes (a weight
-    that weight norm computes, a cached mask): those cannot all be deep-copied.
-    """
+    that weight norm computes, a list of last outputs): those cannot all be deep-copied."""
     seen: set[int] = set()
+    pending: list[Any] = []
     for module in model.modules():
-        for group in (module._parameters, module._buffers, vars(module)):
-            for tensor in group.values():
-                if isinstance(tensor, Tensor) and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    yield tensor
+        pending += [module._parameters, module._buffers]
+        pending += [value for key, value in vars(module).items() if key not in _REGISTRIES]
+    while pending:
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, Mapping):
+            pending.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            pending.extend(item)
 
 
 @contextmanager
