@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from eslkit.driver import Event, walk
+from eslkit.files import write_atomically
 from eslkit.lightning import LightningTrainer
 from eslkit.plan import Plan, Step
 from eslkit.schedule import Schedule, StepRecord, schedule
@@ -39,19 +40,40 @@ def small_network(settings: DemoSettings) -> TSDN:
         return TSDN(settings.widths, settings.stages)
 
 
-def esl_schedule(settings: DemoSettings) -> Schedule:
-    """(c): twice the widths and one level more, channels out step by step, the level out."""
+def esl_schedule(settings: DemoSettings, *, plan: Plan | None = None) -> Schedule:
+    """(c): twice the widths and one level more, channels out step by step, the level out.
+
+    Args:
+        settings: which small network, and how long to train.
+        plan: the plan, where it was made before: making it takes seconds.
+    """
+    model, inputs = small_network(settings), (torch.zeros(1, 4, settings.crop, settings.crop),)
+    if plan is not None:
+        return Schedule(model, plan, inputs)
     return schedule(
-        small_network(settings),
+        model,
         width=2,
         depth=1,
         init="first",
         granularity="fine",
         expand_init="random",
-        example_inputs=(torch.zeros(1, 4, settings.crop, settings.crop),),
+        example_inputs=inputs,
         iterations=settings.iterations,
         seed=settings.seed,
     )
+
+
+def planned(settings: DemoSettings, path: Path) -> Schedule:
+    """The schedule of a run, with the plan in `path`, which is made the first time.
+
+    Raises:
+        PlanError: the file was changed, or written for another network.
+    """
+    if path.is_file():
+        return esl_schedule(settings, plan=Plan.from_json(path.read_text("utf-8")))
+    made = esl_schedule(settings)
+    write_atomically(path, made.plan.to_json().encode())
+    return made
 
 
 def baseline(esl: Plan, *, name: str, iterations: int) -> Plan:
@@ -152,14 +174,14 @@ def train_all(
         settings: what to train, and for how long.
         train: photographs to draw crops from.
         pairs: what is measured on after every training.
-        out: gets one run folder for each of the three.
+        out: gets the plan, and one run folder for each of the three.
         show: makes the progress for a list of trainings.
 
     Raises:
         EslError: a folder, a photograph or a setting that cannot be used, or a training
             that diverged.
     """
-    esl = esl_schedule(settings)
+    esl = planned(settings, out / "plan.json")
     plans = {
         SCRATCH: baseline(esl.plan, name=SCRATCH, iterations=settings.iterations),
         LONG: baseline(esl.plan, name=LONG, iterations=settings.iterations * len(esl.steps)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from eslkit.errors import InputError, StoreError
+from eslkit.errors import InputError, PlanError, StoreError
 from eslkit_tsdn.cli import app
 from eslkit_tsdn.demo import command, runs
 from eslkit_tsdn.demo.command import run_demo
@@ -33,6 +34,16 @@ NAMES = ["noisy", SCRATCH, LONG, "EL", "CSL1", "CSL2", "CSL3", "LSL1", "LSL2"]
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch) -> None:
     monkeypatch.setattr(command, "packaged_photos", lambda: drawn_photos(3))
+
+
+@pytest.fixture
+def halfway(finished, tmp_path) -> Path:
+    """A folder with settings and plan: what a run has before its first training."""
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("settings.json", "plan.json"):
+        shutil.copy(finished[0] / name, out / name)
+    return out
 
 
 def run(out: Path, settings: DemoSettings = SETTINGS, *, fresh: bool = False) -> DemoResults:
@@ -87,7 +98,7 @@ def test_a_finished_demo_answers_without_training(finished, monkeypatch):
 
 
 @pytest.mark.parametrize("at", [(LONG, 7), ("CSL1", 2), ("LSL2", 1)])
-def test_an_interrupted_demo_ends_in_the_same_numbers(finished, tmp_path, monkeypatch, at):
+def test_an_interrupted_demo_ends_in_the_same_numbers(finished, halfway, monkeypatch, at):
     name, iteration = at
     plain = DemoProgress.update
 
@@ -99,9 +110,9 @@ def test_an_interrupted_demo_ends_in_the_same_numbers(finished, tmp_path, monkey
     monkeypatch.setattr(runs, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(DemoProgress, "update", update)
     with pytest.raises(KeyboardInterrupt, match="now"):
-        run(tmp_path / "run")
+        run(halfway)
     monkeypatch.setattr(DemoProgress, "update", plain)
-    assert measured(run(tmp_path / "run")) == measured(finished[1])
+    assert measured(run(halfway)) == measured(finished[1])
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(finished):
@@ -141,6 +152,12 @@ def test_settings_that_were_edited_are_refused(tmp_path):
     (tmp_path / "settings.json").write_text('{"version": 1, "iterations"')
     with pytest.raises(StoreError, match=r"cannot be read as a demo's settings"):
         run(tmp_path)
+
+
+def test_a_plan_that_was_cut_short_is_refused(halfway):
+    (halfway / "plan.json").write_text('{"version": 1, "steps": ')
+    with pytest.raises(PlanError, match="not JSON"):
+        run(halfway)
 
 
 def test_more_threads_than_cores_are_refused(tmp_path):
@@ -213,9 +230,9 @@ command.run_demo(settings, out=Path(sys.argv[1]), threads=1, console=Console())
 
 
 @pytest.mark.slow
-def test_a_killed_demo_goes_on(finished, tmp_path):
-    words = [sys.executable, "-c", KILLED, str(tmp_path / "run"), SETTINGS.model_dump_json()]
+def test_a_killed_demo_goes_on(finished, halfway):
+    words = [sys.executable, "-c", KILLED, str(halfway), SETTINGS.model_dump_json()]
     killed = subprocess.run(words, check=False, capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "run" / "esl" / "steps" / "03-CSL2" / "trainer" / "last.ckpt").exists()
-    assert measured(run(tmp_path / "run")) == measured(finished[1])
+    assert (halfway / "esl" / "steps" / "03-CSL2" / "trainer" / "last.ckpt").exists()
+    assert measured(run(halfway)) == measured(finished[1])
