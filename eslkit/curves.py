@@ -21,6 +21,7 @@ _STYLE = """
 .esl-c .soft{fill:#5d6b7a}
 .esl-c .grid{stroke:#e3e8ee}
 .esl-c path{fill:none}
+.esl-c text.halo{paint-order:stroke;stroke:#fff;stroke-width:3px;stroke-linejoin:round}
 .esl-c .l0{stroke:#c8660a}.esl-c .f0,.esl-c text.f0{fill:#c8660a}
 .esl-c .l1{stroke:#1f6f9f}.esl-c .f1,.esl-c text.f1{fill:#1f6f9f}
 .esl-c .l2{stroke:#1f7a52}.esl-c .f2,.esl-c text.f2{fill:#1f7a52}
@@ -28,6 +29,7 @@ _STYLE = """
 .esl-c .ref{stroke-dasharray:6 4}
 @media (prefers-color-scheme:dark){
 .esl-c text{fill:#e6eaf0}
+.esl-c text.halo{stroke:#12171d}
 .esl-c .soft{fill:#9aa7b5}
 .esl-c .grid{stroke:#2b343e}
 .esl-c .l0{stroke:#ffb259}.esl-c .f0,.esl-c text.f0{fill:#ffb259}
@@ -91,7 +93,8 @@ def curve_svg(series: Sequence[Series], *, labels: Sequence[str], title: str = "
     frame = _Frame(ticks[0], ticks[-1], right, len(labels))
     parts = [_text(title, _LEFT - 40, 18, weight=600)]
     parts += _axes(frame, ticks, labels)
-    for number, each in enumerate(series):
+    under = sorted(enumerate(series), key=lambda pair: not pair[1].reference)
+    for number, each in under:  # references first, so that they cross no number
         parts += _curve(each, number % 4, frame)
     parts += _end_names(series, frame)
     size = f'viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" width="{_WIDTH:.0f}"'
@@ -127,18 +130,19 @@ def _ticks(low: float, high: float) -> list[float]:
     return [step * index for index in range(first, max(last, first + 1) + 1)]
 
 
-def _number(value: float, step: float) -> str:
-    digits = max(0, 2 - math.floor(math.log10(step))) if step else 2
-    return f"{value:.{min(digits - 1, 6) if digits else 0}f}"
+def _decimals(resolution: float) -> int:
+    """Decimals that tell values apart which differ by so much."""
+    return min(9, max(0, math.ceil(-math.log10(resolution) - 1e-9)))
 
 
 def _axes(frame: _Frame, ticks: Sequence[float], labels: Sequence[str]) -> list[str]:
     parts: list[str] = []
     step = ticks[1] - ticks[0]
+    decimals = next(d for d in range(12) if d == 11 or abs(round(step, d) - step) < step * 1e-6)
     for tick in ticks:
         y = frame.y(tick)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{frame.right:.1f}"/>')
-        parts.append(_text(_number(tick, step), _LEFT - 8, y + 4, kind="soft", anchor="end"))
+        parts.append(_text(f"{tick:.{decimals}f}", _LEFT - 8, y + 4, kind="soft", anchor="end"))
     every = math.ceil(len(labels) / 14)
     for index, label in enumerate(labels):
         if index % every == 0:
@@ -150,25 +154,35 @@ def _axes(frame: _Frame, ticks: Sequence[float], labels: Sequence[str]) -> list[
 def _curve(series: Series, colour: int, frame: _Frame) -> list[str]:
     if series.reference:
         known = [(i, v) for i, v in enumerate(series.values) if v is not None]
-        points = [(frame.x(i), frame.y(v)) for i, v in known]
-        if len(points) == 1 or len({v for _, v in known}) == 1:
-            points = [(_LEFT, points[0][1]), (frame.right, points[0][1])]
-        return [f'<path class="l{colour} ref" stroke-width="1.6" d="{_path(points)}"/>']
-    parts: list[str] = []
+        corners = [(frame.x(i), frame.y(v)) for i, v in known]
+        if len(corners) == 1 or len({v for _, v in known}) == 1:
+            corners = [(_LEFT, corners[0][1]), (frame.right, corners[0][1])]
+        return [f'<path class="l{colour} ref" stroke-width="1.6" d="{_path(corners)}"/>']
+    lines: list[str] = []
+    points: list[str] = []
     run: list[tuple[float, float]] = []
+    decimals = _decimals((frame.high - frame.low) / 99)
     for index, value in [*enumerate(series.values), (0, None)]:
         if value is None:
-            parts += (
+            lines += (
                 [f'<path class="l{colour}" stroke-width="2.2" d="{_path(run)}"/>'] if run else []
             )
             run = []
             continue
         x, y = frame.x(index), frame.y(value)
         run.append((x, y))
-        parts.append(f'<circle class="f{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.6"/>')
-        step = (frame.high - frame.low) / 100
-        parts.append(_text(_number(value, step), x, y - 9, anchor="middle"))
-    return parts
+        points.append(f'<circle class="f{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.6"/>')
+        at = y + 19 if _is_valley(series.values, index) else y - 9
+        points.append(_text(f"{value:.{decimals}f}", x, at, kind="halo", anchor="middle"))
+    return lines + points
+
+
+def _is_valley(values: Sequence[float | None], index: int) -> bool:
+    """Whether the curve comes from above and goes up again, or starts upwards."""
+    here = values[index]
+    beside = [values[i] for i in (index - 1, index + 1) if 0 <= i < len(values)]
+    known = [value for value in beside if value is not None]
+    return here is not None and bool(known) and all(value > here for value in known)
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

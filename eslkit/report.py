@@ -88,10 +88,11 @@ svg{display:block;margin:10px 0 26px}
 
 _TABLE = _ENVIRONMENT.from_string("""\
 <table>{% if caption %}<caption>{{ caption }}</caption>{% endif %}
-<thead><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for cell in head %}
+<th{% if loop.index0 in words %} class="text"{% endif %}>{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in rows %}<tr>{% for cell in row %}
-<td{% if cell | length > 24 %} class="text"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+<td{% if loop.index0 in words %} class="text"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table>
 """)
@@ -161,7 +162,13 @@ def table_html(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption
     for row in rows:
         if len(row) != len(head):
             raise InputError(f"A row has {len(row)} cells for {len(head)} columns: {list(row)}.")
-    return _TABLE.render(head=head, rows=[[str(c) for c in row] for row in rows], caption=caption)
+    cells = [[str(cell) for cell in row] for row in rows]
+    words = [
+        column
+        for column in range(len(head))
+        if 2 * sum(row[column][:1].isalpha() for row in cells) > len(cells)
+    ]
+    return _TABLE.render(head=head, rows=cells, words=words, caption=caption)
 
 
 def picture_row(images: Sequence[tuple[str, NDArray[np.uint8]]]) -> str:
@@ -237,7 +244,7 @@ def _steps_table(plan: Plan, records: Sequence[StepRecord]) -> str:
 def _metric(record: StepRecord | None, name: str) -> str:
     if record is None or name not in record.metrics:
         return ""
-    return f"{record.metrics[name]:.4g}"
+    return f"{record.metrics[name]:#.4g}".rstrip(".")
 
 
 def _metric_curves(records: Sequence[StepRecord]) -> str:
