@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from eslkit.cli import app, load_model, parse_shape
+from eslkit.driver import walk
+from eslkit.errors import InputError
+from eslkit.plan import Plan
+from eslkit.store import RunStore
+from eslkit.trainer import as_trainer
+from tests.eslkit.small_walk import Loop, small_model, small_plan, surgery
+from tests.eslkit.test_schedule import UNet
+
+MODEL = "tests.eslkit.test_schedule:UNet"
+ready = UNet()
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """What is said of arguments that cannot be used: one line, exit code 2, no traceback."""
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("eslkit: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    trainer = as_trainer(Loop())
+    store = RunStore(tmp_path / "run")
+    walk(small_model(), small_plan(), surgery=surgery, trainer=trainer, store=store)
+    return tmp_path / "run"
+
+
+def test_inspect_shows_groups_and_costs() -> None:
+    result = call("inspect", MODEL, "--input", "1,1,16,16")
+    assert result.exit_code == 0, result.output
+    assert "enter" in result.stdout
+    count = sum(p.numel() for p in UNet().parameters())
+    assert f"{count:,} parameters" in result.stdout
+
+
+def test_plan_prints_draws_and_writes(tmp_path: Path) -> None:
+    svg, out_json, out_yaml = (tmp_path / name for name in ("a.svg", "a.json", "a.yaml"))
+    result = call(
+        *("plan", MODEL, "-i", "1,1,16,16", "--iterations", 5, "--seed", 3),
+        *("--draw", svg, "--json", out_json, "--yaml", out_yaml),
+    )
+    assert result.exit_code == 0, result.output
+    assert "EL" in result.stdout
+    plan = Plan.from_json(out_json.read_text())
+    assert plan == Plan.from_yaml(out_yaml.read_text())
+    assert plan.steps[0].iterations == 5
+    assert svg.read_text().startswith("<svg")
+
+
+def test_plan_to_standard_output_is_a_plan_alone() -> None:
+    result = call("plan", MODEL, "-i", "1,1,16,16", "--depth", 0, "--json", "-")
+    assert json.loads(result.stdout)["depth"] == 0
+
+
+def test_status_shows_states_and_metrics(run: Path) -> None:
+    result = call("status", run)
+    assert result.exit_code == 0, result.output
+    assert "finished, 3 steps" in result.stdout
+    assert "loss" in result.stdout
+    store = RunStore(run)
+    store.rewind("CSL1")
+    store.begin(small_plan().steps[1], num_bytes=1)
+    result = call("status", run)
+    assert "1 of 3 steps finished, not running; start it again to go on" in result.stdout
+    assert "interrupted (the process is gone)" in result.stdout
+
+
+def test_report_writes_a_page(run: Path, tmp_path: Path) -> None:
+    assert call("report", run).stdout.strip() == str(run / "report.html")
+    assert "<!doctype html>" in (run / "report.html").read_text()
+    assert call("report", run, "--out", tmp_path / "x.html").exit_code == 0
+    assert (tmp_path / "x.html").exists()
+
+
+def test_rewind_says_where_the_files_are(run: Path) -> None:
+    result = call("rewind", run, "CSL2")
+    assert "train from CSL2 on. The old files are in" in result.stdout
+    assert "has no step 'CSL7'" in refused("rewind", run, "CSL7")
+
+
+def test_a_damaged_run_is_one_sentence(run: Path) -> None:
+    path = run / "steps" / "01-EL" / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    for command in ("status", "report"):
+        assert "was cut short: 100 of" in refused(command, run)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (("inspect", "nothing.here:Model"), "nothing.here cannot be imported"),
+        (("inspect", "eslkit"), "'eslkit' names no model; expected package.module:factory"),
+        (("inspect", "eslkit.plan:Nothing"), "eslkit.plan has no 'Nothing'"),
+        (("inspect", "eslkit.plan:PLAN_VERSION"), "gives a int, expected a torch.nn.Module"),
+        (("inspect", "torch.nn:Linear"), "could not be called without arguments (TypeError"),
+        (("inspect", MODEL, "-i", "1,a"), "--input '1,a' is no shape"),
+        (("plan", MODEL, "-i", "1,3,16,16"), "did not run on example inputs"),
+        (("plan", MODEL, "--granularity", "coarse"), "granularity='coarse' must be"),
+        (("plan", MODEL, "--init", "best"), "init='best' is no policy"),
+        (("status", "/nowhere"), "/nowhere holds no run: manifest.json is missing"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], expected: str) -> None:
+    assert expected in refused(*arguments)
+
+
+def test_models_are_classes_functions_or_instances() -> None:
+    assert isinstance(load_model(MODEL), UNet)
+    assert isinstance(load_model("tests.eslkit.small_walk:small_model"), nn.Module)
+    assert isinstance(load_model("tests.eslkit.test_cli:ready"), nn.Module)
+
+
+def test_shapes_are_read() -> None:
+    assert parse_shape("1,4,64,64") == (1, 4, 64, 64)
+    assert parse_shape("1x4x8") == (1, 4, 8)
+    assert torch.zeros(parse_shape("2")).shape == (2,)
+    for text in ("", "1,,2", "1,-4", "0", "a"):
+        with pytest.raises(InputError, match="is no shape; expected positive whole numbers"):
+            parse_shape(text)
