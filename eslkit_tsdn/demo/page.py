@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from eslkit.draw import draw_plan
 from eslkit.report import Section, Series, curve_svg, picture_row, report, table_html
-from eslkit_tsdn.demo.runs import Runs
+from eslkit_tsdn.demo.runs import Runs, at_table_size
 from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults
 from eslkit_tsdn.demo.table import row_cells
 from eslkit_tsdn.demo.verdict import against_long, against_scratch
 from eslkit_tsdn.evaluation import TestPair, restore
+from eslkit_tsdn.metrics import eld_protocol, psnr
 from eslkit_tsdn.raw import render
 
 __all__ = ["write_page"]
@@ -41,7 +42,7 @@ def write_page(results: DemoResults, runs: Runs, *, pairs: Sequence[TestPair], o
         Section("Look for yourself", pictures_html(runs, pairs)),
         Section("Quality, step by step", curves_html(results)),
         Section("All numbers", numbers_html(results)),
-        Section("The schedule", draw_plan(runs.plan)),
+        Section("The schedule", draw_plan(at_table_size(runs.plan))),
         Section("How it was measured", method_html(results)),
     )
     report(None, title="Expand-Shrink-Learning on a small denoiser", sections=sections, out=out)
@@ -54,7 +55,7 @@ def verdict_html(results: DemoResults) -> str:
 
 
 def pictures_html(runs: Runs, pairs: Sequence[TestPair]) -> str:
-    """For every test photograph: noisy, (a), (b), (c), clean."""
+    """For every test photograph: noisy, (a), (b), expanded, (c), clean."""
     highest = max(pair.ratio for pair in pairs)
     rows = [
         f"<h3>{escape(pair.photo.name)}, exposed {highest} times too short</h3>"
@@ -66,18 +67,19 @@ def pictures_html(runs: Runs, pairs: Sequence[TestPair]) -> str:
 
 
 def images_of(runs: Runs, pair: TestPair) -> list[tuple[str, NDArray[np.uint8]]]:
-    """The same part of one picture, five times, with captions."""
-
-    def restored(network: nn.Module) -> Tensor:
-        return restore(network, pair.noisy).clamp(0, 1)
-
-    return [
-        ("noisy, amplified", shown(pair, pair.noisy)),
-        ("(a) from scratch", shown(pair, restored(runs.scratch))),
-        ("(b) from scratch, as long as (c)", shown(pair, restored(runs.long))),
-        ("(c) Expand-Shrink-Learning", shown(pair, restored(runs.esl))),
-        ("clean", shown(pair, pair.clean)),
-    ]
+    """The same part of one picture, six times, with captions and the whole picture's PSNR."""
+    images = [(f"noisy, {psnr(pair.noisy, pair.clean).item():.1f} dB", shown(pair, pair.noisy))]
+    networks = {
+        "(a) from scratch": runs.scratch,
+        "(b) from scratch, as long as (c)": runs.long,
+        "the expanded network on the way to (c)": runs.expanded,
+        "(c) Expand-Shrink-Learning": runs.esl,
+    }
+    for name, network in networks.items():
+        restored = restore(network, pair.noisy)
+        quality = eld_protocol(restored, pair.clean)["psnr"].item()
+        images.append((f"{name}, {quality:.1f} dB", shown(pair, restored.clamp(0, 1))))
+    return [*images, ("clean", shown(pair, pair.clean))]
 
 
 def shown(pair: TestPair, packed: Tensor) -> NDArray[np.uint8]:

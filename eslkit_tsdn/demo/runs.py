@@ -15,6 +15,7 @@ from eslkit.driver import Event, walk
 from eslkit.files import write_atomically
 from eslkit.lightning import LightningTrainer
 from eslkit.plan import Plan, Step
+from eslkit.planners import apply_step
 from eslkit.schedule import Schedule, StepRecord, schedule
 from eslkit.store import RunStore
 from eslkit.trainer import StepContext
@@ -27,7 +28,7 @@ from eslkit_tsdn.evaluation import TestPair, evaluate
 from eslkit_tsdn.models import TSDN
 from eslkit_tsdn.training import DenoisingModule, PhotoDataModule
 
-__all__ = ["Runs", "baseline", "esl_schedule", "small_network", "train_all"]
+__all__ = ["Runs", "at_table_size", "baseline", "esl_schedule", "small_network", "train_all"]
 
 CHECKPOINT_EVERY = 50  # updates; a kill costs some two seconds, a checkpoint some hundredths
 TABLE_SIZE = 512  # costs are told for 1x4x512x512, as in the paper's tables
@@ -151,13 +152,20 @@ class ShowLoss(Callback):
 
 @dataclass(frozen=True)
 class Runs:
-    """The three trained networks, and all that the table needs."""
+    """The trained networks, and all that table and page need."""
 
     scratch: nn.Module
+    """(a)"""
     long: nn.Module
+    """(b)"""
+    expanded: nn.Module
+    """The network that (c) starts from."""
     esl: nn.Module
+    """(c)"""
     plan: Plan
+    """Of (c)."""
     rows: tuple[Row, ...]
+    """(a), (b), and every step of (c)."""
 
 
 def train_all(
@@ -201,10 +209,19 @@ def train_all(
                 store=RunStore(out / name),
                 callbacks=[_follow(progress)],
             )
-            rows += _rows(plan, records, settings)
+            rows += _rows(plan, records)
         result = esl.run(trainer, out=out / "esl", callbacks=[_follow(progress)])
-    rows += _rows(esl.plan, result.records, settings)
-    return Runs(networks[SCRATCH], networks[LONG], result.model, esl.plan, tuple(rows))
+    rows += _rows(esl.plan, result.records)
+    expanded = apply_step(esl.model, esl.steps[0], plan=esl.plan, example_inputs=esl.example_inputs)
+    expanded.load_state_dict(RunStore(out / "esl").weights(1))
+    return Runs(
+        scratch=networks[SCRATCH],
+        long=networks[LONG],
+        expanded=expanded,
+        esl=result.model,
+        plan=esl.plan,
+        rows=tuple(rows),
+    )
 
 
 def _work(step: Step, plan: Plan) -> Work:
@@ -221,20 +238,32 @@ def words(step: Step, plan: Plan) -> str:
     return f"(c) {step.name}, step {step.index} of {len(plan.steps)}: {describe(step, plan)}"
 
 
-def _rows(plan: Plan, records: Sequence[StepRecord], settings: DemoSettings) -> tuple[Row, ...]:
-    scale = (TABLE_SIZE / settings.crop) ** 2  # convolutions cost in proportion to the area
+def _rows(plan: Plan, records: Sequence[StepRecord]) -> tuple[Row, ...]:
     return tuple(
         Row(
             name=step.name,
             what=words(step, plan),
             parameters=step.parameters,
-            macs=round(step.macs * scale),
+            macs=step.macs,
             iterations=step.iterations,
             seconds=round(record.seconds, 1),
             metrics=record.metrics,
         )
-        for step, record in zip(plan.steps, records, strict=True)
+        for step, record in zip(at_table_size(plan).steps, records, strict=True)
     )
+
+
+def at_table_size(plan: Plan) -> Plan:
+    """The plan with costs of 1x4x512x512; convolutions cost in proportion to the area."""
+    (batch, planes, height, width), *_ = plan.inputs
+    scale = TABLE_SIZE**2 / (height * width * batch)
+    steps = [step.model_copy(update={"macs": round(step.macs * scale)}) for step in plan.steps]
+    scaled = {
+        "inputs": ((1, planes, TABLE_SIZE, TABLE_SIZE),),
+        "base_macs": round(plan.base_macs * scale),
+        "steps": tuple(steps),
+    }
+    return plan.model_copy(update=scaled)
 
 
 def _follow(progress: DemoProgress) -> Callable[[Event], None]:

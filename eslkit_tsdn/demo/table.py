@@ -17,12 +17,13 @@ def results_table(results: DemoResults) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         title="PSNR in dB and SSIM, mean over the test photographs",
+        show_edge=False,
         pad_edge=False,
         collapse_padding=True,
     )
     table.add_column("network", no_wrap=True)
-    for head in ("parameters", "GFLOPs", "iterations", "s"):
-        table.add_column(head, justify="right", min_width=min(len(head), 7))
+    for head in ("parameters", "GFLOPs", "iter.", "s"):
+        table.add_column(head, justify="right", no_wrap=True)
     for ratio in results.ratios:
         table.add_column(f"x{ratio}", justify="right", no_wrap=True)
     for row in results.rows:
@@ -38,7 +39,9 @@ def row_cells(row: Row, ratios: Sequence[int]) -> list[str]:
     flops = "" if row.flops is None else f"{row.flops / 1e9:.2f}"
     seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
     quality = [
-        f"{row.metrics[f'psnr_x{ratio}']:.2f} {row.metrics[f'ssim_x{ratio}']:.3f}"
+        f"{row.metrics[f'psnr_x{ratio}']:.2f} {row.metrics[f'ssim_x{ratio}']:.3f}".replace(
+            " 0.", " ."
+        )
         for ratio in ratios
     ]
     return [parameters, flops, iterations, seconds, *quality]

@@ -85,10 +85,16 @@ def test_what_is_written_can_be_read(finished):
     out, results = finished
     assert DemoResults.model_validate_json((out / "results.json").read_text()) == results
     page = unescape((out / "report.html").read_text())
-    assert page.count("data:image/png;base64,") >= 5
+    assert page.count("data:image/png;base64,") == 6
     assert "<svg" in page
     assert against_scratch(results) in page
     assert against_long(results) in page
+
+
+def test_costs_are_told_for_the_tables_picture_size():
+    plan = runs.at_table_size(runs.esl_schedule(DemoSettings()).plan)
+    assert plan.steps[0].parameters == 964_456  # the demo expands to the paper's TSDN
+    assert f"{plan.steps[0].flops / 1e9:.2f}" == "37.31"
 
 
 def test_a_finished_demo_answers_without_training(finished, monkeypatch):
