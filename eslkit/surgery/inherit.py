@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from eslkit.errors import ResizeError
-from eslkit.surgery.policies import GroupChange, Maps, Policy
+from eslkit.surgery.policies import GroupChange, Policy
 from eslkit.surgery.sizes import Sizes
 
 __all__ = ["AxisMap", "axis_maps", "carry", "named_tensors", "refresh"]
@@ -24,32 +24,80 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class AxisMap:
-    """How one axis of one tensor comes from the axis before."""
+class _Map:
+    """One group's map, told apart: a selection (exact, cheap), or a mixture."""
 
     matrix: Tensor
     """(new, old) float64."""
     index: Tensor | None
-    """Old position of each new one, -1 for a fresh one; None where positions are mixed."""
+    """Old channel of each new one, -1 for a fresh one; None where channels are mixed."""
     scale: Tensor | None
-    """Factor of each new position; None where all are 1."""
+    """Factor of each new channel; None where all are 1."""
+
+    @staticmethod
+    def of(matrix: Tensor) -> _Map:
+        matrix = matrix.to(torch.float64)
+        taken = matrix != 0
+        if (taken.sum(dim=1) > 1).any():
+            return _Map(matrix, None, None)
+        index = torch.where(taken.any(dim=1), taken.int().argmax(dim=1), -1)
+        scale = matrix.sum(dim=1)
+        plain = bool(((scale == 1) | (index < 0)).all())
+        return _Map(matrix, index, None if plain else torch.where(index < 0, 1.0, scale))
+
+    @property
+    def fresh(self) -> Tensor:
+        """Which new channels take nothing over."""
+        return (self.matrix == 0).all(dim=1)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of an axis: `size` old positions from `start`, kept, or mapped by a group."""
+
+    start: int
+    size: int
+    inner: int = 1
+    change: _Map | None = None
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """How one axis of one tensor comes from the axis before."""
+
+    pieces: tuple[_Piece, ...]
 
     @property
     def fresh(self) -> Tensor:
         """Which new positions take nothing over."""
-        return (self.matrix == 0).all(dim=1)
+        return torch.cat(
+            [
+                piece.change.fresh.repeat_interleave(piece.inner)
+                if piece.change is not None
+                else torch.zeros(piece.size, dtype=torch.bool)
+                for piece in self.pieces
+            ]
+        )
 
     def apply(self, tensor: Tensor, axis: int) -> Tensor:
         """The tensor with this axis mapped; selections are exact, bit for bit."""
-        if self.index is None:
-            moved = tensor.movedim(axis, 0)
-            mixed = torch.tensordot(self.matrix, moved.to(torch.float64), dims=1)
-            return mixed.to(tensor.dtype).movedim(0, axis)
-        made = tensor.index_select(axis, self.index.clamp(min=0))
-        if self.scale is not None:
-            view = [-1 if i == axis else 1 for i in range(tensor.dim())]
-            made = (made.to(torch.float64) * self.scale.reshape(view)).to(tensor.dtype)
-        return made
+        return torch.cat([_apply(piece, tensor, axis) for piece in self.pieces], axis)
+
+
+def _apply(piece: _Piece, tensor: Tensor, axis: int) -> Tensor:
+    part = tensor.narrow(axis, piece.start, piece.size)
+    change = piece.change
+    if change is None:
+        return part
+    split = part.unflatten(axis, (piece.size // piece.inner, piece.inner))
+    if change.index is None:
+        mixed = torch.tensordot(change.matrix, split.movedim(axis, 0).to(torch.float64), dims=1)
+        return mixed.to(tensor.dtype).movedim(0, axis).flatten(axis, axis + 1)
+    made = split.index_select(axis, change.index.clamp(min=0))
+    if change.scale is not None:
+        view = [-1 if i == axis else 1 for i in range(made.dim())]
+        made = (made.to(torch.float64) * change.scale.reshape(view)).to(tensor.dtype)
+    return made.flatten(axis, axis + 1)
 
 
 def axis_maps(
@@ -60,7 +108,7 @@ def axis_maps(
     Raises:
         ResizeError: the policy gave maps of the wrong shape, or that are not finite.
     """
-    maps: dict[str, Maps] = {}
+    maps: dict[str, tuple[_Map, _Map]] = {}
     for change in sizes.changes:
         group = change.group
         made = policy(GroupChange(group, group.width, change.new, tensors))
@@ -70,50 +118,28 @@ def axis_maps(
                     f"the init policy gave a map of shape {tuple(matrix.shape)} for group "
                     f"{group.name}; expected finite numbers of shape {(change.new, group.width)}"
                 )
-        maps[group.name] = made
-    return {key: _axis_map(sizes, key, tensors, maps) for key in sizes.spans}
+        maps[group.name] = (_Map.of(made.producer), _Map.of(made.consumer))
+    return {
+        (name, axis): _axis_map(sizes, (name, axis), tensors[name].shape[axis], maps)
+        for name, axis in sizes.spans
+    }
 
 
 def _axis_map(
-    sizes: Sizes,
-    key: tuple[str, int],
-    tensors: Mapping[str, Tensor],
-    maps: Mapping[str, Maps],
+    sizes: Sizes, key: tuple[str, int], old: int, maps: Mapping[str, tuple[_Map, _Map]]
 ) -> AxisMap:
-    name, axis = key
-    old = tensors[name].shape[axis]
-    pieces: list[Tensor] = []
-    columns: list[int] = []
+    pieces: list[_Piece] = []
     position = 0
     for span, change in sizes.spans[key]:
-        keep = span.start - position
-        pieces.append(torch.eye(keep, dtype=torch.float64))
-        columns.append(position)
-        made = maps[change.group.name]
-        matrix = made.consumer if span.role == "consumer" else made.producer
-        matrix = matrix.to(torch.float64)
-        pieces.append(torch.kron(matrix, torch.eye(span.inner, dtype=torch.float64)))
-        columns.append(span.start)
-        position = span.start + change.group.width * span.inner
-    pieces.append(torch.eye(old - position, dtype=torch.float64))
-    columns.append(position)
-    rows = sum(piece.shape[0] for piece in pieces)
-    matrix = torch.zeros(rows, old, dtype=torch.float64)
-    row = 0
-    for piece, column in zip(pieces, columns, strict=True):
-        matrix[row : row + piece.shape[0], column : column + piece.shape[1]] = piece
-        row += piece.shape[0]
-    return _as_selection(matrix)
-
-
-def _as_selection(matrix: Tensor) -> AxisMap:
-    taken = matrix != 0
-    if (taken.sum(dim=1) > 1).any():
-        return AxisMap(matrix, None, None)
-    index = torch.where(taken.any(dim=1), taken.int().argmax(dim=1), -1)
-    scale = matrix.sum(dim=1)
-    plain = bool(((scale == 1) | (index < 0)).all())
-    return AxisMap(matrix, index, None if plain else scale)
+        if span.start > position:
+            pieces.append(_Piece(position, span.start - position))
+        size = change.group.width * span.inner
+        chosen = maps[change.group.name][span.role == "consumer"]
+        pieces.append(_Piece(span.start, size, span.inner, chosen))
+        position = span.start + size
+    if old > position:
+        pieces.append(_Piece(position, old - position))
+    return AxisMap(tuple(pieces))
 
 
 def carry(
