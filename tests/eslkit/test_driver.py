@@ -115,6 +115,37 @@ def test_a_finished_run_answers_without_training(tmp_path: Path) -> None:
         assert torch.equal(value, second.state_dict()[key])
 
 
+def test_a_finished_run_that_ends_in_another_form_is_rebuilt(tmp_path: Path) -> None:
+    plan = small_plan()
+    plan = plan.model_copy(update={"steps": plan.steps[:2]})
+    first, records = run(tmp_path, plan=plan)
+    second, again = run(tmp_path, plan=plan)
+    assert again == records
+    assert second.get_parameter("first.weight").shape == (WIDTHS[1], 3)
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key])
+
+
+def test_a_finished_run_needs_no_surgery(tmp_path: Path) -> None:
+    run(tmp_path)
+    events: list[Event] = []
+
+    def refuse(network: nn.Module, step: object) -> nn.Module:
+        raise AssertionError(step)
+
+    network, _ = walk(
+        small_model(1),
+        small_plan(),
+        surgery=refuse,
+        trainer=as_trainer(Loop()),
+        store=RunStore(tmp_path),
+        callbacks=[events.append],
+    )
+    assert [event.kind for event in events] == ["resumed"] * 3
+    stored = RunStore(tmp_path).weights(3)
+    assert all(torch.equal(value, stored[key]) for key, value in network.state_dict().items())
+
+
 def test_what_a_trainer_leaves_on_a_network_goes_no_further() -> None:
     def untidy(model: nn.Module, step: StepContext) -> dict[str, float]:
         assert isinstance(model, Small)
