@@ -61,6 +61,9 @@ def run_on_labels(exported: Exported) -> Labels:
         values[node] = _parameter(
             atoms, axes, name, exported.shape(node), name not in exported.buffers
         )
+        if not node.users:
+            for axis in axes[-len(exported.shape(node)) :] if exported.shape(node) else ():
+                atoms.fix(axis.atoms, "the forward pass does not use it")
     for node in exported.inputs:
         values[node] = Value(exported.shape(node), given=True)
     for node in exported.graph.nodes:
