@@ -28,6 +28,7 @@ from eslkit.schedule import Schedule, schedule
 from eslkit.trainer import StepContext
 
 SIDE = 16
+PROCESSES = multiprocessing.get_context("forkserver")
 
 
 class UNet(nn.Module):
@@ -94,6 +95,23 @@ def run(folder: str, plan: str) -> None:
     planned(plan).run(train, out=folder)
 
 
+def start(folder: Path, plan: str) -> multiprocessing.process.BaseProcess:
+    """A process that runs the schedule in a folder."""
+    child = PROCESSES.Process(target=run, args=(str(folder), plan))
+    child.start()
+    return child
+
+
+def kill_within(folder: Path, plan: str, seconds: float) -> bool:
+    """Start the run, and kill it after so many seconds; whether it was still going on."""
+    child = start(folder, plan)
+    child.join(seconds)
+    alive = child.is_alive()
+    child.kill()
+    child.join()
+    return alive
+
+
 def final_bytes(folder: Path) -> list[bytes]:
     """The weights of all steps, as they lie on disk."""
     return [path.read_bytes() for path in sorted(folder.glob("steps/*/weights.safetensors"))]
@@ -106,15 +124,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["eslkit.schedule"])
+    PROCESSES.set_forkserver_preload(["eslkit.schedule"])
     plan = planned().plan.to_json()
     same = 0
     with tempfile.TemporaryDirectory() as temporary:
         began = time.monotonic()
-        whole = processes.Process(target=run, args=(f"{temporary}/whole", plan))
-        whole.start()
-        whole.join()
+        start(Path(temporary) / "whole", plan).join()
         seconds = time.monotonic() - began
         expected = final_bytes(Path(temporary) / "whole")
         print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
@@ -122,15 +137,8 @@ def main() -> None:
         for number in range(arguments.runs):
             folder, kills = Path(temporary) / str(number), 0
             for _ in range(draw.randint(1, 3)):
-                child = processes.Process(target=run, args=(str(folder), plan))
-                child.start()
-                child.join(draw.uniform(0, seconds))
-                kills += child.is_alive()
-                child.kill()
-                child.join()
-            last = processes.Process(target=run, args=(str(folder), plan))
-            last.start()
-            last.join()
+                kills += kill_within(folder, plan, draw.uniform(0, seconds / 2))
+            start(folder, plan).join()
             equal = final_bytes(folder) == expected
             same += equal
             print(f"run {number + 1}: killed {kills} times, {'same' if equal else 'OTHER'} bits")

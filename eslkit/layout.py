@@ -38,7 +38,13 @@ class Block:
     y: float
     breadth: float
     height: float
-    count: int = 1
+    others: tuple[LayerInfo, ...] = ()
+    """The layers that are drawn with it, where a row of equal ones is one block."""
+
+    @property
+    def count(self) -> int:
+        """How many layers it stands for."""
+        return 1 + len(self.others)
 
     @property
     def right(self) -> float:
@@ -171,8 +177,8 @@ def _stage(
         slot = max(row, len(text) * LABEL * 0.6)
         at = x + (slot - row) / 2
         for layer in shown:
-            count = len(layers) if many else 1
-            block = Block(layer, mark, at, _top(level), breadth, _height(level), count)
+            others = tuple(layers[1:]) if many else ()
+            block = Block(layer, mark, at, _top(level), breadth, _height(level), others)
             blocks.append(block)
             at += breadth + _BESIDE
         middle = x + slot / 2
@@ -188,11 +194,16 @@ def _alike(pair: Marked) -> tuple[int, str, int, Mark]:
 
 
 def _skips(blocks: Sequence[Block]) -> list[Skip]:
-    if any(block.layer.skip is not None for block in blocks):
-        named = {block.layer.name: block for block in blocks}
-        ends = [block for block in blocks if block.layer.skip in named]
-        return [Skip(named[block.layer.skip or ""], block) for block in ends]
-    return _guessed_skips(blocks)
+    drawn = [(layer, block) for block in blocks for layer in (block.layer, *block.others)]
+    if all(layer.skip is None for layer, _ in drawn):
+        return _guessed_skips(blocks)
+    named = {layer.name: block for layer, block in drawn}
+    found = [
+        Skip(named[layer.skip], block)
+        for layer, block in drawn
+        if layer.skip and layer.skip in named
+    ]
+    return [skip for skip in dict.fromkeys(found) if skip.start != skip.end]
 
 
 def _guessed_skips(blocks: Sequence[Block]) -> list[Skip]:

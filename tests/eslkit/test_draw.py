@@ -140,6 +140,10 @@ def test_many_equal_layers_become_one_block() -> None:
     drawing = laid_out(layers)
     assert [label.text for label in drawing.labels] == ["256 ×12"]
     assert len(drawing.blocks[0]) == 1
+    assert drawing.blocks[0][0].count == 12
+    end = LayerInfo(name="end", kind="up", level=1, width=128, skip="b5")
+    (skip,) = laid_out([*layers, end]).skips
+    assert (skip.start.layer.name, skip.end.layer.name) == ("b0", "end")
 
 
 def test_the_svg_holds_every_step_with_its_figures() -> None:
