@@ -200,7 +200,7 @@ def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         if store is not None:
-            weights = _keep(store, step, weights, record)
+            weights, record = _keep(store, step, weights, record)
     except BaseException as error:  # noqa: BLE001  KeyboardInterrupt and SystemExit are marked too
         _stop(run, step, error, where=where)
     return weights, record
@@ -208,13 +208,13 @@ def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor
 
 def _keep(
     store: RunStore, step: Step, weights: dict[str, Tensor], record: StepRecord
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], StepRecord]:
     """Rank 0 writes; the others take what it wrote."""
     if rank() == 0:
         store.finish(step, weights=weights, record=record)
-        return weights
+        return weights, record
     store.wait_for(step)
-    return store.weights(step.index)
+    return store.weights(step.index), store.records()[step.index - 1]
 
 
 def _stop(run: _Walk, step: Step, error: BaseException, *, where: str) -> NoReturn:
