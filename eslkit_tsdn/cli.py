@@ -42,7 +42,9 @@ def demo(
     batch: Annotated[int | None, typer.Option(help="Crops in a batch.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of a crop, packed pixels.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate at the start.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Processor threads; 2 if left out.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Trainings beside each other; 2 where there are 2 cores.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside.")] = False,
 ) -> None:
     """Train a small denoiser from scratch, for longer, and by Expand-Shrink-Learning; compare.
@@ -60,10 +62,10 @@ def demo(
     }
     given = {name: value for name, value in asked.items() if value is not None}
     with exit_codes(out):
-        run(given, out=out, threads=threads, fresh=fresh)
+        run(given, out=out, processes=processes, fresh=fresh)
 
 
-def run(given: dict[str, Any], *, out: Path, threads: int | None, fresh: bool) -> None:
+def run(given: dict[str, Any], *, out: Path, processes: int | None, fresh: bool) -> None:
     """The demo with some settings given; torch is imported here, after --help."""
     from pydantic import ValidationError
     from rich.console import Console
@@ -80,7 +82,7 @@ def run(given: dict[str, Any], *, out: Path, threads: int | None, fresh: bool) -
         ) from error
     console = Console()
     began = time.monotonic()
-    run_demo(settings, out=out, threads=threads, fresh=fresh, console=console)
+    run_demo(settings, out=out, processes=processes, fresh=fresh, console=console)
     seconds = time.monotonic() - began
     typer.echo(f"{out / 'report.html'} shows it all ({seconds:.0f} s).")
 

@@ -22,7 +22,7 @@ from eslkit_tsdn.demo.progress import DemoProgress, Work, say
 from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, Row, photos_digest
 from eslkit_tsdn.demo.table import results_table
 from eslkit_tsdn.demo.verdict import against_long, against_scratch
-from eslkit_tsdn.evaluation import evaluate_input, test_pairs
+from eslkit_tsdn.evaluation import TestPair, evaluate_input, test_pairs
 
 __all__ = ["run_demo"]
 
@@ -33,7 +33,7 @@ def run_demo(
     settings: DemoSettings,
     *,
     out: Path,
-    threads: int | None = None,
+    processes: int | None = None,
     fresh: bool = False,
     console: Console,
 ) -> DemoResults:
@@ -42,7 +42,7 @@ def run_demo(
     Args:
         settings: what to train; its digest of the photographs is filled in here.
         out: gets everything; made when missing.
-        threads: processor threads for torch; None for two, or one where there is only one.
+        processes: trainings beside each other, 1 or 2; None for as many as there are cores.
         fresh: move what `out` holds aside and start over.
         console: where progress and the table go.
 
@@ -53,30 +53,57 @@ def run_demo(
         EslError: photographs, settings or a folder that cannot be used, or a training that
             diverged; what was finished is kept.
     """
-    use_threads(threads)
-    photos = packaged_photos() if settings.raw is None else raw_photos(Path(settings.raw))
+    processes = usable(processes)
+    photos = read_photos(settings)
     settings = settings.model_copy(update={"photos": photos_digest(photos)})
     take_folder(out, settings, fresh=fresh, console=console)
     results = finished_results(out, settings)
     if results is None:
-        results = train_and_report(settings, photos, out=out, console=console)
+        results = train_and_report(settings, photos, out=out, processes=processes, console=console)
     console.print(results_table(results))
     say(console, against_scratch(results))
     say(console, against_long(results))
     return results
 
 
-def use_threads(threads: int | None) -> None:
-    """Give torch its threads; two by default, so that most machines compute the same bits."""
+def usable(processes: int | None) -> int:
+    """How many trainings can run beside each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
-    wanted = min(2, cores) if threads is None else threads
-    if not 1 <= wanted <= cores:
+    most = min(2, cores or 1)
+    wanted = most if processes is None else processes
+    if not 1 <= wanted <= most:
         raise InputError(
-            f"threads={wanted}, but this process may use {cores} processor core(s): ask for a "
-            f"number from 1 to {cores}, or leave it out."
+            f"processes={wanted}, but this process may use {cores} processor core(s), and no more "
+            f"than two trainings run beside each other: ask for 1 to {most}, or leave it out."
         )
-    torch.set_num_threads(wanted)
+    return wanted
+
+
+def read_photos(settings: DemoSettings) -> tuple[Photo, ...]:
+    """The packaged photographs, or the camera files that were asked for."""
+    return packaged_photos() if settings.raw is None else raw_photos(settings.raw)
+
+
+def divided(
+    settings: DemoSettings, photos: Sequence[Photo]
+) -> tuple[tuple[Photo, ...], tuple[TestPair, ...]]:
+    """What is trained on, and what is tested on."""
+    train, test = split(photos)
+    return train, test_pairs(test, gain=settings.gain, multiple=settings.multiple)
+
+
+def prepared(out: Path) -> tuple[DemoSettings, tuple[Photo, ...], tuple[TestPair, ...]]:
+    """Settings and photographs of the run in a folder, for one more process of that run.
+
+    Raises:
+        EslError: settings or photographs are not what they were.
+    """
+    torch.set_num_threads(1)
+    settings = read_settings(out / SETTINGS)
+    photos = read_photos(settings)
+    if photos_digest(photos) != settings.photos:
+        raise StoreError(f"The photographs have changed since {out} was begun; use --fresh.")
+    return settings, *divided(settings, photos)
 
 
 def take_folder(out: Path, settings: DemoSettings, *, fresh: bool, console: Console) -> None:
@@ -150,15 +177,21 @@ def finished_results(out: Path, settings: DemoSettings) -> DemoResults | None:
 
 
 def train_and_report(
-    settings: DemoSettings, photos: Sequence[Photo], *, out: Path, console: Console
+    settings: DemoSettings,
+    photos: Sequence[Photo],
+    *,
+    out: Path,
+    processes: int,
+    console: Console,
 ) -> DemoResults:
     """Everything that takes time."""
     # Lightning takes seconds to import; a finished demo answers without it.
     from eslkit_tsdn.demo.page import write_page
     from eslkit_tsdn.demo.runs import train_all
 
-    train, test = split(photos)
-    pairs = test_pairs(test, gain=settings.gain, multiple=settings.multiple)
+    torch.set_num_threads(1)
+    train, pairs = divided(settings, photos)
+    test = {pair.photo.name for pair in pairs}
     noisy = Row(name="noisy", what="the noisy input", metrics=evaluate_input(pairs))
     say(
         console,
@@ -169,13 +202,13 @@ def train_and_report(
     def show(works: Sequence[Work]) -> DemoProgress:
         return DemoProgress(works, console=console)
 
-    runs = train_all(settings, train=train, pairs=pairs, out=out, show=show)
+    runs = train_all(settings, train=train, pairs=pairs, out=out, processes=processes, show=show)
     results = DemoResults(
         settings=settings,
         train=tuple(photo.name for photo in train),
-        test=tuple(photo.name for photo in test),
+        test=tuple(sorted(test)),
         rows=(noisy, *runs.rows),
-        machine=machine(),
+        machine=machine(processes),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     write_page(results, runs, pairs=pairs, out=out / REPORT)
@@ -183,12 +216,12 @@ def train_and_report(
     return results
 
 
-def machine() -> dict[str, str]:
+def machine(processes: int) -> dict[str, str]:
     """What the numbers were computed on."""
     versions = {name: metadata.version(name) for name in ("torch", "lightning")}
     return {
         "processor": platform.processor() or platform.machine(),
-        "threads": str(torch.get_num_threads()),
+        "processes": f"{processes} with one thread each",
         "python": platform.python_version(),
         **versions,
     }

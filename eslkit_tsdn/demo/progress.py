@@ -1,19 +1,40 @@
-"""How far a demo is: a bar in a terminal, one line per training elsewhere."""
+"""How far a demo is: bars in a terminal, one line per training elsewhere."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from eslkit_tsdn.demo.settings import label
 
-__all__ = ["DemoProgress", "Work", "say"]
+__all__ = ["DemoProgress", "Listener", "Work", "say"]
+
+
+class Listener(Protocol):
+    """Whoever is told how far trainings are; they are named as in the table."""
+
+    def keep(self, name: str) -> None:
+        """This training was finished by an earlier call."""
+        ...
+
+    def begin(self, name: str) -> None:
+        """This training starts, or goes on."""
+        ...
+
+    def update(self, name: str, iteration: int, loss: float) -> None:
+        """So many updates of this training are made."""
+        ...
+
+    def end(self, name: str, metrics: Mapping[str, float]) -> None:
+        """This training is finished."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,10 +49,34 @@ class Work:
     """Updates."""
     macs: int
     """Multiply-accumulates of one forward pass; time is guessed from it."""
+    lane: int = 0
+    """Trainings of one lane follow each other; lanes run beside each other."""
+
+
+@dataclass
+class _Pace:
+    """What one lane's trainings took in this call."""
+
+    paid: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Running:
+    """A training in hand."""
+
+    work: Work
+    task: TaskID
+    began: float
+    since: float | None = None
+    """When the first update was seen; a resumed training does not start at 0."""
+    first: int = 0
+    iteration: int = 0
+    shown: float = 0.0
 
 
 class DemoProgress:
-    """Shows training k of n, iterations, loss and the time left.
+    """Shows every training in hand, with iterations, loss and the time left.
 
     Args:
         works: all trainings, in order.
@@ -44,16 +89,16 @@ class DemoProgress:
         # An update of a small network costs more than its share of MACs: reading memory,
         # calling kernels. Two more forward passes of the smallest fit what was measured.
         self.overhead = 2 * min(work.macs for work in works)
-        self.kept: set[str] = set()
-        self.paid, self.seconds = 0.0, 0.0
-        self.current: Work | None = None
+        self.done: set[str] = set()
+        self.running: dict[str, _Running] = {}
+        self.paces = {work.lane: _Pace() for work in works}
+        self.lock = threading.RLock()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=14),
             TextColumn("{task.fields[state]}"),
             console=console,
         )
-        self.task = self.bar.add_task("", total=1, state="", visible=False)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -70,70 +115,82 @@ class DemoProgress:
 
     def keep(self, name: str) -> None:
         """This training was finished by an earlier call."""
-        self.kept.add(name)
+        with self.lock:
+            self.done.add(name)
 
     def begin(self, name: str) -> None:
         """This training starts, or goes on."""
-        work = self.current = self.works[name]
-        place = list(self.works).index(name) + 1
-        self.place = f"{place} of {len(self.works)}"
-        self.started, self.first, self.shown = time.monotonic(), None, 0.0
-        self.bar.update(
-            self.task,
-            description=f"[{self.place}] {label(name)}".replace("[", r"\["),
-            total=work.iterations,
-            completed=0,
-            state="",
-            visible=True,
-        )
+        with self.lock:
+            work = self.works[name]
+            task = self.bar.add_task(label(name), total=work.iterations, state="")
+            self.running[name] = _Running(work, task, began=time.monotonic())
 
-    def update(self, iteration: int, loss: float) -> None:
-        """So many updates of the current training are made."""
-        work, now = self.current, time.monotonic()
-        assert work is not None
-        if self.first is None:  # a resumed training does not start at 0
-            self.started, self.first = now, iteration
-        if now - self.shown < 0.2 and iteration < work.iterations:
-            return
-        self.shown = now
-        done, seconds = iteration - self.first, now - self.started
-        state = f"{iteration:,}/{work.iterations:,}  loss {loss:.4f}"
-        if done:
-            left = self._left(work, iteration, self._pace(work, done, seconds))
-            own = seconds / done * (work.iterations - iteration)
-            state += f"  {clock(own)} left, all {clock(left)}"
-        self.bar.update(self.task, completed=iteration, state=state)
+    def update(self, name: str, iteration: int, loss: float) -> None:
+        """So many updates of this training are made."""
+        with self.lock:
+            running, now = self.running[name], time.monotonic()
+            if running.since is None:
+                running.since, running.first = now, iteration
+            running.iteration = iteration
+            if now - running.shown < 0.2 and iteration < running.work.iterations:
+                return
+            running.shown = now
+            state = f"{iteration:,}/{running.work.iterations:,}  loss {loss:.4f}"
+            own = self._seconds_per_weight(running.work.lane) * self._ahead(running)
+            if own:
+                state += f"  {clock(own)} left, all {clock(self._left())}"
+            self.bar.update(running.task, completed=iteration, state=state)
 
     def end(self, name: str, metrics: Mapping[str, float]) -> None:
         """This training is finished."""
-        work, seconds = self.works[name], time.monotonic() - self.started
-        if self.first is not None:
-            self.paid += self._weight(work) * (work.iterations - self.first)
-            self.seconds += seconds
-        self.kept.add(name)
-        psnr = ", ".join(
-            f"{value:.2f} at {key.removeprefix('psnr_')}"
-            for key, value in metrics.items()
-            if key.startswith("psnr_")
-        )
-        self.bar.update(self.task, visible=False)
-        text = f"[{self.place}] {work.title}: {work.iterations:,} iterations"
-        say(self.console, f"{text}, {seconds:.0f} s; PSNR {psnr}")
+        with self.lock:
+            running, now = self.running.pop(name), time.monotonic()
+            work, pace = running.work, self.paces[running.work.lane]
+            if running.since is not None:
+                pace.paid += self._weight(work) * (work.iterations - running.first)
+                pace.seconds += now - running.since
+            self.done.add(name)
+            self.bar.remove_task(running.task)
+            psnr = ", ".join(
+                f"{value:.2f} at {key.removeprefix('psnr_')}"
+                for key, value in metrics.items()
+                if key.startswith("psnr_")
+            )
+            text = f"[{len(self.done)} of {len(self.works)}] {work.title}: {work.iterations:,} "
+            seconds = now - running.began
+            say(self.console, f"{text}iterations, {seconds:.0f} s; PSNR {psnr}")
 
     def _weight(self, work: Work) -> float:
         return work.macs + self.overhead
 
-    def _pace(self, work: Work, done: int, seconds: float) -> float:
-        """Seconds per weighted update, over all that this call has trained."""
-        return (self.seconds + seconds) / (self.paid + self._weight(work) * done)
+    def _ahead(self, running: _Running) -> float:
+        """What is left of a training, in weighted updates."""
+        return self._weight(running.work) * (running.work.iterations - running.iteration)
 
-    def _left(self, current: Work, iteration: int, pace: float) -> float:
-        waiting = [
-            self._weight(work) * work.iterations
-            for work in self.works.values()
-            if work is not current and work.name not in self.kept
-        ]
-        return pace * (sum(waiting) + self._weight(current) * (current.iterations - iteration))
+    def _seconds_per_weight(self, lane: int) -> float:
+        """Seconds a weighted update, over what this call trained in a lane; 0 if unknown."""
+        pace, now = self.paces[lane], time.monotonic()
+        paid, seconds = pace.paid, pace.seconds
+        for running in self.running.values():
+            if running.work.lane == lane and running.since is not None:
+                paid += self._weight(running.work) * (running.iteration - running.first)
+                seconds += now - running.since
+        return seconds / paid if paid else 0.0
+
+    def _left(self) -> float:
+        """Seconds until the last lane is through."""
+        known = [pace for lane in self.paces if (pace := self._seconds_per_weight(lane))]
+        left: list[float] = []
+        for lane in self.paces:
+            ahead = sum(
+                self._ahead(self.running[work.name])
+                if work.name in self.running
+                else self._weight(work) * work.iterations
+                for work in self.works.values()
+                if work.lane == lane and work.name not in self.done
+            )
+            left.append(ahead * (self._seconds_per_weight(lane) or max(known, default=0.0)))
+        return max(left)
 
 
 def say(console: Console, text: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,22 @@ from eslkit.trainer import StepContext
 from eslkit.words import describe
 from eslkit_tsdn.data.crops import BatchSource
 from eslkit_tsdn.data.photos import Photo
-from eslkit_tsdn.demo.progress import DemoProgress, Work
+from eslkit_tsdn.demo.progress import DemoProgress, Listener, Work
 from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoSettings, Row
+from eslkit_tsdn.demo.worker import ScratchWorker
 from eslkit_tsdn.evaluation import TestPair, evaluate
 from eslkit_tsdn.models import TSDN
 from eslkit_tsdn.training import DenoisingModule, PhotoDataModule
 
-__all__ = ["Runs", "at_table_size", "baseline", "esl_schedule", "small_network", "train_all"]
+__all__ = [
+    "Runs",
+    "at_table_size",
+    "baseline",
+    "esl_schedule",
+    "small_network",
+    "train_all",
+    "train_scratch",
+]
 
 CHECKPOINT_EVERY = 50  # updates; a kill costs some two seconds, a checkpoint some hundredths
 TABLE_SIZE = 512  # costs are told for 1x4x512x512, as in the paper's tables
@@ -101,7 +112,9 @@ class DemoTrainer:
     settings: DemoSettings
     photos: tuple[Photo, ...]
     pairs: tuple[TestPair, ...]
-    progress: DemoProgress
+    listener: Listener
+    worker: ScratchWorker | None = None
+    """Trains beside, and is looked after here."""
 
     def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
         """Train `model` in place; PSNR and SSIM at every ratio."""
@@ -110,7 +123,7 @@ class DemoTrainer:
             self._data,
             checkpoint_every=CHECKPOINT_EVERY,
             accelerator="cpu",
-            callbacks=[ShowLoss(self.progress)],
+            callbacks=[ShowLoss(self.listener, step.name, self.worker)],
         )
         trainer.fit(model, step)
         return evaluate(model, self.pairs)
@@ -133,10 +146,10 @@ class DemoTrainer:
 
 
 class ShowLoss(Callback):
-    """Hands iteration and loss to the progress."""
+    """Hands iteration and loss to the listener, and stops when the worker has failed."""
 
-    def __init__(self, progress: DemoProgress) -> None:
-        self.progress = progress
+    def __init__(self, listener: Listener, name: str, worker: ScratchWorker | None) -> None:
+        self.listener, self.name, self.worker = listener, name, worker
 
     def on_train_batch_end(
         self,
@@ -147,7 +160,9 @@ class ShowLoss(Callback):
         batch_idx: int,
     ) -> None:
         """One update was made."""
-        self.progress.update(trainer.global_step, float(outputs["loss"]))
+        self.listener.update(self.name, trainer.global_step, float(outputs["loss"]))
+        if self.worker is not None:
+            self.worker.check()
 
 
 @dataclass(frozen=True)
@@ -174,6 +189,7 @@ def train_all(
     train: Sequence[Photo],
     pairs: tuple[TestPair, ...],
     out: Path,
+    processes: int,
     show: Callable[[Sequence[Work]], DemoProgress],
 ) -> Runs:
     """Train (a), (b) and (c), or go on where an earlier call was stopped.
@@ -183,6 +199,7 @@ def train_all(
         train: photographs to draw crops from.
         pairs: what is measured on after every training.
         out: gets the plan, and one run folder for each of the three.
+        processes: 2 for (a) and (b) beside (c), 1 for one after the other.
         show: makes the progress for a list of trainings.
 
     Raises:
@@ -190,43 +207,78 @@ def train_all(
             that diverged.
     """
     esl = planned(settings, out / "plan.json")
-    plans = {
-        SCRATCH: baseline(esl.plan, name=SCRATCH, iterations=settings.iterations),
-        LONG: baseline(esl.plan, name=LONG, iterations=settings.iterations * len(esl.steps)),
-    }
-    works = [*(_work(plan.steps[0], plan) for plan in plans.values())]
-    works += [_work(step, esl.plan) for step in esl.steps]
-    networks: dict[str, nn.Module] = {}
-    rows: list[Row] = []
-    with show(works) as progress:
-        trainer = DemoTrainer(settings, tuple(train), pairs, progress)
-        for name, plan in plans.items():
-            networks[name], records = walk(
-                esl.model,
-                plan,
-                surgery=lambda network, step: network,
-                trainer=trainer,
-                store=RunStore(out / name),
-                callbacks=[_follow(progress)],
-            )
-            rows += _rows(plan, records)
-        result = esl.run(trainer, out=out / "esl", callbacks=[_follow(progress)])
-    rows += _rows(esl.plan, result.records)
+    beside = processes > 1 and not all(is_finished(out / name) for name in (SCRATCH, LONG))
+    works = [_work(plan, plan.steps[0], lane=beside) for plan in baselines(esl.plan, settings)]
+    works += [_work(esl.plan, step, lane=False) for step in esl.steps]
+    with show(works) as progress, ExitStack() as stack:
+        train_small = partial(
+            train_scratch, settings, train=train, pairs=pairs, out=out, listener=progress
+        )
+        worker = stack.enter_context(ScratchWorker(out, listener=progress)) if beside else None
+        if worker is None:
+            train_small()
+        result = esl.run(
+            DemoTrainer(settings, tuple(train), pairs, progress, worker),
+            out=out / "esl",
+            callbacks=[_follow(progress)],
+        )
+        if worker is not None:
+            worker.join()
+        scratch = train_small()  # finished by now, and read
     expanded = apply_step(esl.model, esl.steps[0], plan=esl.plan, example_inputs=esl.example_inputs)
     expanded.load_state_dict(RunStore(out / "esl").weights(1))
     return Runs(
-        scratch=networks[SCRATCH],
-        long=networks[LONG],
+        scratch=scratch[SCRATCH][0],
+        long=scratch[LONG][0],
         expanded=expanded,
         esl=result.model,
         plan=esl.plan,
-        rows=tuple(rows),
+        rows=(*(row for _, row in scratch.values()), *_rows(esl.plan, result.records)),
     )
 
 
-def _work(step: Step, plan: Plan) -> Work:
-    iterations = step.iterations or 1
-    return Work(step.name, words(step, plan), iterations, step.macs)
+def train_scratch(
+    settings: DemoSettings,
+    *,
+    train: Sequence[Photo],
+    pairs: tuple[TestPair, ...],
+    out: Path,
+    listener: Listener,
+) -> dict[str, tuple[nn.Module, Row]]:
+    """Train (a) and (b), or go on with them; networks and rows by name."""
+    esl = planned(settings, out / "plan.json")
+    trained: dict[str, tuple[nn.Module, Row]] = {}
+    for plan in baselines(esl.plan, settings):
+        name = plan.steps[0].name
+        network, records = walk(
+            esl.model,
+            plan,
+            surgery=lambda network, step: network,
+            trainer=DemoTrainer(settings, tuple(train), pairs, listener),
+            store=RunStore(out / name),
+            callbacks=[_follow(listener)],
+        )
+        [row] = _rows(plan, records)
+        trained[name] = network, row
+    return trained
+
+
+def baselines(esl: Plan, settings: DemoSettings) -> tuple[Plan, Plan]:
+    """The plans of (a) and (b)."""
+    return (
+        baseline(esl, name=SCRATCH, iterations=settings.iterations),
+        baseline(esl, name=LONG, iterations=settings.iterations * len(esl.steps)),
+    )
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the only training of a run folder is finished."""
+    store = RunStore(folder)
+    return store.exists() and store.num_finished() == 1
+
+
+def _work(plan: Plan, step: Step, *, lane: bool) -> Work:
+    return Work(step.name, words(step, plan), step.iterations or 1, step.macs, int(lane))
 
 
 def words(step: Step, plan: Plan) -> str:
@@ -266,15 +318,15 @@ def at_table_size(plan: Plan) -> Plan:
     return plan.model_copy(update=scaled)
 
 
-def _follow(progress: DemoProgress) -> Callable[[Event], None]:
-    """Tells the progress what happens in a run."""
+def _follow(listener: Listener) -> Callable[[Event], None]:
+    """Tells the listener what happens in a run."""
 
     def follow(event: Event) -> None:
         if event.kind == "resumed":
-            progress.keep(event.step.name)
+            listener.keep(event.step.name)
         elif event.kind == "started":
-            progress.begin(event.step.name)
+            listener.begin(event.step.name)
         elif event.kind == "finished" and event.record is not None:
-            progress.end(event.step.name, event.record.metrics)
+            listener.end(event.step.name, event.record.metrics)
 
     return follow

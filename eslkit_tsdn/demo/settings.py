@@ -100,7 +100,7 @@ class DemoResults(_Frozen):
     rows: tuple[Row, ...]
     """The table, in order: the noisy input, (a), (b), and the steps of (c)."""
     machine: dict[str, str]
-    """Processor, threads and versions."""
+    """Processor, processes and versions."""
     finished: str
     """When it finished, UTC, ISO 8601."""
 

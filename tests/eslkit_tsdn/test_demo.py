@@ -15,15 +15,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from eslkit.errors import InputError, PlanError, StoreError
+from eslkit.errors import InputError, PlanError, StoreError, TrainingError
 from eslkit_tsdn.cli import app
+from eslkit_tsdn.data.crops import to_mosaic
 from eslkit_tsdn.demo import command, runs
-from eslkit_tsdn.demo.command import run_demo
+from eslkit_tsdn.demo.command import read_photos, run_demo, usable
 from eslkit_tsdn.demo.progress import DemoProgress
-from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings
+from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, photos_digest
 from eslkit_tsdn.demo.verdict import against_long, against_scratch
 from eslkit_tsdn.models import TSDN
-from tests.eslkit_tsdn.fakes import drawn_photos
+from tests.eslkit_tsdn.dng import write_dng
+from tests.eslkit_tsdn.fakes import drawn_photo, drawn_photos
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
@@ -48,7 +50,7 @@ def halfway(finished, tmp_path) -> Path:
 
 def run(out: Path, settings: DemoSettings = SETTINGS, *, fresh: bool = False) -> DemoResults:
     console = Console(file=StringIO(), width=160)
-    return run_demo(settings, out=out, threads=1, fresh=fresh, console=console)
+    return run_demo(settings, out=out, processes=1, fresh=fresh, console=console)
 
 
 def measured(results: DemoResults) -> list[tuple[str, dict[str, float]]]:
@@ -108,9 +110,9 @@ def test_an_interrupted_demo_ends_in_the_same_numbers(finished, halfway, monkeyp
     name, iteration = at
     plain = DemoProgress.update
 
-    def update(self, done, loss):
-        plain(self, done, loss)
-        if self.current.name == name and done == iteration:
+    def update(self, training, done, loss):
+        plain(self, training, done, loss)
+        if training == name and done == iteration:
             raise KeyboardInterrupt("now")
 
     monkeypatch.setattr(runs, "CHECKPOINT_EVERY", 2)
@@ -166,10 +168,10 @@ def test_a_plan_that_was_cut_short_is_refused(halfway):
         run(halfway)
 
 
-def test_more_threads_than_cores_are_refused(tmp_path):
+def test_more_processes_than_cores_are_refused(tmp_path):
     console = Console(file=StringIO())
-    with pytest.raises(InputError, match=r"threads=4096.*from 1 to"):
-        run_demo(SETTINGS, out=tmp_path / "run", threads=4096, console=console)
+    with pytest.raises(InputError, match=r"processes=4096.*ask for 1"):
+        run_demo(SETTINGS, out=tmp_path / "run", processes=4096, console=console)
 
 
 def invoke(*words: str) -> tuple[int, str]:
@@ -190,7 +192,7 @@ def test_bad_input_is_one_sentence_and_code_2(tmp_path):
         (["--widths", "8,x"], "widths.1"),
         (["--crop", "36"], "multiple of 8"),
         (["--iterations", "0"], "iterations"),
-        (["--threads", "0"], "threads=0"),
+        (["--processes", "0"], "processes=0"),
     ]:
         code, error = invoke(*out, *words)
         assert code == 2, words
@@ -218,27 +220,52 @@ from pathlib import Path
 from rich.console import Console
 from eslkit_tsdn.demo import command, progress, runs
 from eslkit_tsdn.demo.settings import DemoSettings
-from tests.eslkit_tsdn.fakes import drawn_photos
 
-command.packaged_photos = lambda: drawn_photos(3)
 runs.CHECKPOINT_EVERY = 2
 plain = progress.DemoProgress.update
 
-def update(self, done, loss):
-    if self.current.name == "CSL2" and done == 3:
+def update(self, training, done, loss):
+    if training == "CSL2" and done == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    plain(self, done, loss)
+    plain(self, training, done, loss)
 
 progress.DemoProgress.update = update
 settings = DemoSettings.model_validate_json(sys.argv[2])
-command.run_demo(settings, out=Path(sys.argv[1]), threads=1, console=Console())
+command.run_demo(settings, out=Path(sys.argv[1]), processes=2, console=Console())
 """
 
 
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory) -> DemoSettings:
+    """Settings for three camera files, which a worker can read for itself."""
+    folder = tmp_path_factory.mktemp("camera")
+    for seed in range(3):
+        mosaic = 512 + 15000 * to_mosaic(drawn_photo("", seed=seed).packed)
+        write_dng(folder / f"{seed}.dng", mosaic.numpy().astype("uint16"))
+    return SETTINGS.model_copy(update={"raw": str(folder)})
+
+
+two_cores = pytest.mark.skipif(usable(None) < 2, reason="two trainings at a time need two cores")
+
+
+@two_cores
 @pytest.mark.slow
-def test_a_killed_demo_goes_on(finished, halfway):
-    words = [sys.executable, "-c", KILLED, str(halfway), SETTINGS.model_dump_json()]
-    killed = subprocess.run(words, check=False, capture_output=True, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
-    assert (halfway / "esl" / "steps" / "03-CSL2" / "trainer" / "last.ckpt").exists()
-    assert measured(run(halfway)) == measured(finished[1])
+def test_a_killed_demo_goes_on_and_processes_do_not_matter(camera, tmp_path):
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "two"), camera.model_dump_json()]
+    killed = subprocess.run(words, check=False, capture_output=True, timeout=200, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "two" / "esl" / "steps" / "03-CSL2" / "trainer" / "last.ckpt").exists()
+    (tmp_path / "one").mkdir()
+    shutil.copy(tmp_path / "two" / "plan.json", tmp_path / "one" / "plan.json")
+    shutil.copy(tmp_path / "two" / "settings.json", tmp_path / "one" / "settings.json")
+    assert measured(run(tmp_path / "two", camera)) == measured(run(tmp_path / "one", camera))
+
+
+@two_cores
+@pytest.mark.slow
+def test_what_is_wrong_in_the_other_process_is_told(camera, halfway):
+    settings = camera.model_copy(update={"photos": photos_digest(read_photos(camera))})
+    (halfway / "settings.json").write_text(settings.model_dump_json())
+    (halfway / SCRATCH).write_text("in the way")
+    with pytest.raises(TrainingError, match="a file is in the way"):
+        run_demo(camera, out=halfway, processes=2, console=Console(file=StringIO()))
