@@ -13,6 +13,7 @@ from eslkit.graph.trace import trace
 from eslkit.schedule import Result, Schedule, schedule
 from eslkit.surgery.api import expand, shrink
 from eslkit.surgery.resize import ResizeWarning, inherit, resize
+from eslkit.trainer import StepContext
 
 __all__ = [
     "ChannelGraph",
@@ -23,6 +24,7 @@ __all__ = [
     "ResizeWarning",
     "Result",
     "Schedule",
+    "StepContext",
     "cost",
     "expand",
     "inherit",
