@@ -76,7 +76,7 @@ def _skip(
     last = max(sources, key=order.__getitem__)
     between: Sequence[fx.Node] = [n for n in order if order[first] < order[n] <= order[last]]
     deeper = any(
-        level[n] > level[first] or op_name(n) == "convolution" and n.args[6] for n in between
+        level[n] > level[first] or (op_name(n) == "convolution" and n.args[6]) for n in between
     )
     return names.get(first, "") if deeper else ""
 

@@ -1,0 +1,1 @@
+"""From a model to its channel groups and levels: the graph, and what is read off it."""

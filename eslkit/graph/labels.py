@@ -59,7 +59,7 @@ def run_on_labels(exported: Exported) -> Labels:
     values: dict[fx.Node, Any] = {}
     for node, name in exported.parameters.items():
         values[node] = _parameter(
-            atoms, axes, name, exported.shape(node), name not in exported.buffers
+            atoms, axes, name, exported.shape(node), trainable=name not in exported.buffers
         )
         if not node.users:
             for axis in axes[-len(exported.shape(node)) :] if exported.shape(node) else ():
@@ -79,7 +79,7 @@ def run_on_labels(exported: Exported) -> Labels:
 
 
 def _parameter(
-    atoms: Atoms, axes: list[Axis], name: str, shape: tuple[int, ...], trainable: bool
+    atoms: Atoms, axes: list[Axis], name: str, shape: tuple[int, ...], *, trainable: bool
 ) -> Value:
     parts: list[Tensor] = []
     for axis, size in enumerate(shape):

@@ -213,8 +213,7 @@ def _constant(atoms: Atoms, value: Value, axis: int, want: Sequence[int]) -> Ten
 def scatter_slice(atoms: Atoms, op: Op) -> list[Value]:
     """slice_scatter and select_scatter: what writing into a view has become."""
     base, source = op.args["self"], op.args["src"]
-    axes = [part for part in (*base.parts, *source.parts)]
-    if not axes:
+    if not base.parts and not source.parts:
         return [op.result((), free=base.free and source.free)]
     if len(base.parts) > 1 or len(source.parts) > 1:
         return protect(atoms, op)
@@ -371,7 +370,7 @@ def convolution(atoms: Atoms, op: Op) -> list[Value]:
     incoming = [p.reshape(-1) for p in channels]
     w_in = [p.reshape(-1) for p in weights if support(p) == {ins}]
     w_out = [p.reshape(-1) for p in weights if support(p) == {outs}]
-    sizes = (x.shape[1], w.shape[ins], w.shape[outs])
+    sizes = (x.shape[1], w.shape[outs])
     made = _grouped(atoms, op, incoming, w_in, w_out, sizes, groups, transposed=transposed)
     for labels in w_in if not (groups > 1 and groups == x.shape[1]) else []:
         atoms.set_role(flat(labels), "consumer")
@@ -391,13 +390,13 @@ def _grouped(
     x: Parts,
     w_in: Parts,
     w_out: Parts,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int],
     groups: int,
     *,
     transposed: bool,
 ) -> list[Tensor]:
     """Couple the input channels with the weight; labels of the output channels."""
-    channels, size_in, size_out = sizes
+    channels, size_out = sizes
 
     def meet(left: Parts, right: Parts, shape: tuple[int, ...]) -> None:
         incoming = Value(shape, tuple(left), op.args["input"].free, given=op.args["input"].given)
@@ -459,6 +458,33 @@ def norm_channels(atoms: Atoms, op: Op) -> list[Value]:
                 if number < x.shape[1]:
                     atoms.mix(flat(part), op.where)
     return op.results(parts)
+
+
+def gated(atoms: Atoms, op: Op) -> list[Value]:
+    """glu: the axis in two halves, which are multiplied."""
+    axis = dims_of(op, len(op.x.shape))[0]
+    half = op.shapes[0][axis]
+    pieces: list[list[Tensor]] = [[], []]
+    for part in op.x.parts:
+        if part.shape[axis] == 1:
+            pieces[0].append(part)
+            continue
+        for found, start in zip(pieces, (0, half), strict=True):
+            found.append(part.narrow(axis, start, half))
+    values = [Value(op.shapes[0], tuple(parts), op.x.free) for parts in pieces]
+    return [op.result(merge(atoms, values, op.shapes[0], op.where))]
+
+
+def norm_weight(atoms: Atoms, op: Op) -> list[Value]:
+    """Weight norm: directions and lengths meet on one axis, the norm is over all the others."""
+    direction, length = op.args["v"], op.args["g"]
+    for part in direction.parts:
+        if not support(part) <= {op.args["dim"]}:
+            atoms.mix(flat(part), op.where)
+    return [
+        op.result(merge(atoms, [direction, length], op.shapes[0], op.where)),
+        op.result(length.parts, 1),
+    ]
 
 
 def norm_last(atoms: Atoms, op: Op) -> list[Value]:
@@ -589,6 +615,8 @@ def _table() -> dict[str, Rule]:
             "native_batch_norm _native_batch_norm_legit_no_training native_group_norm "
             "_native_batch_norm_legit _batch_norm_no_update cudnn_batch_norm",
         ),
+        (gated, "glu"),
+        (norm_weight, "_weight_norm_interface"),
         (norm_last, "native_layer_norm _fused_rms_norm rms_norm"),
         (
             reduce,
@@ -609,7 +637,7 @@ def _table() -> dict[str, Rule]:
             pointwise,
             "_to_copy to _prelu_kernel complex polar real imag _conj conj resolve_conj "
             "native_dropout bernoulli where masked_fill addcmul addcdiv lerp arange_like rsub "
-            "_weight_norm_interface_pointwise view_dtype",
+            "view_dtype",
         ),
     ]
     return {name: rule for rule, names in families for name in names.split()}

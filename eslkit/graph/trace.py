@@ -119,15 +119,15 @@ def _export_with(
 def _guesses(model: nn.Module) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
-        dims = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}.get(type(module))  # type: ignore[arg-type]
         parameter = next(module.parameters(recurse=False), None)
         device = parameter.device if parameter is not None else None
         dtype = parameter.dtype if parameter is not None else None
-        if dims is not None:
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            dims = len(module.kernel_size)
             sizes = (32, 64, 96, 128) if dims == 3 else _SIZES
             for size in sizes:
-                shape = (1, module.in_channels, *(size,) * dims)  # type: ignore[arg-type]
-                yield torch.rand(shape, generator=generator).to(device, dtype)  # type: ignore
+                shape = (1, module.in_channels, *(size,) * dims)
+                yield torch.rand(shape, generator=generator).to(device, dtype)
             return
         if isinstance(module, nn.Linear):
             for shape in ((1, module.in_features), (1, 16, module.in_features)):

@@ -59,8 +59,10 @@ def flat(part: Tensor) -> IntArray:
 
 
 def compact(atoms: Atoms, part: Tensor) -> Tensor:
-    """Size 1 along axes without variation, up to unions; the labels themselves stay as they are,
-    so that it stays visible which parameter axis they came from.
+    """Size 1 along axes without variation, up to unions.
+
+    The labels themselves stay as they are, so that it stays visible which parameter axis they
+    came from.
     """
     for axis, size in enumerate(part.shape):
         if size > 1 and part.stride(axis) == 0:
@@ -148,7 +150,7 @@ def merge(
     sizes = [(1,) * (rank - len(value.shape)) + value.shape for value in values]
     result: list[Tensor] = []
     for block in blocks(part for parts in padded for part in parts):
-        own = [[p for p in parts if support(p) & block] for parts in padded]
+        own = [_one(atoms, [p for p in parts if support(p) & block], where) for parts in padded]
         if any(len(parts) > 1 for parts in own):
             for part in (p for parts in own for p in parts):
                 atoms.fix(flat(part), f"{where} joins axes that are labelled apart")
@@ -168,6 +170,17 @@ def merge(
         if present:
             result.append(unite(atoms, present))
     return tidy(atoms, result, where)
+
+
+def _one(atoms: Atoms, parts: list[Tensor], where: str) -> list[Tensor]:
+    """Of parts along one axis (flattened ones), the longest: the others are then fixed."""
+    if len({support(part) for part in parts}) != 1:
+        return parts
+    counts = [len(set(flat(part).tolist())) for part in parts]
+    chosen = counts.index(max(counts))
+    for part in parts[:chosen] + parts[chosen + 1 :]:
+        atoms.fix(flat(part), f"{where} flattens it together with channels")
+    return [parts[chosen]]
 
 
 def unite(atoms: Atoms, parts: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from eslkit.errors import InputError
-from eslkit.surgery.depth import clone, deepen, flatten_step, inserted_levels
+from eslkit.surgery.depth import clone, deepen, flatten_step, inserted_at, inserted_levels
 from eslkit.surgery.policies import Policy
 from eslkit.surgery.resize import scale
 
@@ -96,7 +96,7 @@ def shrink(
     for _ in range(-depth):
         made, _ = flatten_step(made)
         if inserted_levels(made) and any(
-            made.get_submodule(name).level.flattened for name in inserted_levels(made)
+            inserted_at(made, name).level.flattened for name in inserted_levels(made)
         ):
             made, _ = flatten_step(made)
     return clone(made) if made is model else made

@@ -12,9 +12,22 @@ from eslkit.errors import DepthError, InputError
 from eslkit.graph.bottleneck import Bottleneck, Place, find_bottlenecks, op_name
 from eslkit.graph.export import skeleton
 from eslkit.graph.trace import Traced, trace_fully
+from eslkit.graph.values import Value
 from eslkit.surgery.level import Inserted, Level, LevelStyle, layer_of
 
-__all__ = ["deepen", "flatten_parts", "flatten_step", "inserted_levels"]
+__all__ = [
+    "clone",
+    "deepen",
+    "flatten_parts",
+    "flatten_step",
+    "inserted_at",
+    "inserted_levels",
+    "setattr_child",
+    "style_of",
+]
+
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def clone(model: nn.Module) -> nn.Module:
@@ -110,7 +123,7 @@ def _norm_of(traced: Traced, bottleneck: Bottleneck, model: nn.Module) -> tuple[
         name = op_name(node)
         if "batch_norm" in name:
             owner = model.get_submodule(traced.exported.owners[node])
-            if isinstance(owner, nn.modules.instancenorm._InstanceNorm):  # pyright: ignore
+            if isinstance(owner, _INSTANCE_NORMS):
                 return ("instance-affine" if owner.affine else "instance"), 1
             return "batch", 1
         if name == "native_group_norm":
@@ -155,7 +168,7 @@ def _merge_of(traced: Traced, bottleneck: Bottleneck) -> str:
         if op_name(node) == "cat":
             return "concat"
         values = [traced.labels.values.get(s) for s in node.all_input_nodes]
-        same = [v for v in values if getattr(v, "shape", None) and not getattr(v, "weight", True)]
+        same = [v for v in values if isinstance(v, Value) and v.shape and not v.weight]
         if op_name(node) == "add" and len(same) == 2 and same[0].shape == same[1].shape:
             return "add"
         pending.extend(node.users)
@@ -190,6 +203,14 @@ def inserted_levels(model: nn.Module) -> list[str]:
     return sorted(n for n in found if not any(o.startswith(f"{n}.") for o in found))
 
 
+def inserted_at(model: nn.Module, name: str) -> Inserted:
+    """The wrapper of that name, as `inserted_levels` names it."""
+    found = model.get_submodule(name)
+    if not isinstance(found, Inserted):
+        raise DepthError(f"{name} is a {type(found).__name__}, no inserted level")
+    return found
+
+
 def flatten_parts(model: nn.Module) -> int:
     """How many steps of `flatten_step` take all inserted levels out."""
     deepest = 0
@@ -199,10 +220,7 @@ def flatten_parts(model: nn.Module) -> int:
         deepest = max(deepest, around)
     if not found:
         return 0
-    half = any(
-        isinstance(level := model.get_submodule(name).level, Level) and level.flattened
-        for name in inserted_levels(model)
-    )
+    half = any(inserted_at(model, name).level.flattened for name in inserted_levels(model))
     return 2 * deepest - int(half)
 
 
@@ -221,10 +239,10 @@ def flatten_step(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         raise DepthError(
             f"{type(model).__name__} has no inserted level; depth=-1 takes out what depth=+1 put in"
         )
-    half = any(not made.get_submodule(name).level.flattened for name in names)
+    half = any(not inserted_at(made, name).level.flattened for name in names)
     before = set(_layers(made))
     for name in names:
-        wrapper = made.get_submodule(name)
+        wrapper = inserted_at(made, name)
         if half:
             if not wrapper.level.flattened:
                 wrapper.level.take_out_middle()

@@ -49,17 +49,6 @@ def _known(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, Any]]:
             yield "out_features", shape[0]
             if isinstance(old, nn.Linear):
                 yield "in_features", shape[1]
-    elif isinstance(old, (nn.LayerNorm, nn.RMSNorm)):
-        if shape:
-            yield "normalized_shape", shape
-    elif isinstance(old, nn.GroupNorm):
-        if shape:
-            yield "num_channels", shape[0]
-            yield "num_groups", _norm_groups(old, shape[0])
-    elif isinstance(old, nn.modules.batchnorm._NormBase):  # pyright: ignore[reportPrivateUsage]
-        held = shape or _shape(new, "running_mean")
-        if held:
-            yield "num_features", held[0]
     elif isinstance(old, nn.PReLU):
         yield "num_parameters", (shape or (1,))[0]
     elif isinstance(old, nn.Embedding) and shape:
@@ -73,6 +62,20 @@ def _known(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, Any]]:
         if held:
             yield "input_size", held[1]
             yield "hidden_size", held[0] // gates
+    else:
+        yield from _known_norm(old, shape or _shape(new, "running_mean"))
+
+
+def _known_norm(old: nn.Module, shape: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    if not shape:
+        return
+    if isinstance(old, (nn.LayerNorm, nn.RMSNorm)):
+        yield "normalized_shape", shape
+    elif isinstance(old, nn.GroupNorm):
+        yield "num_channels", shape[0]
+        yield "num_groups", _norm_groups(old, shape[0])
+    elif isinstance(old, nn.modules.batchnorm._NormBase):  # pyright: ignore[reportPrivateUsage]
+        yield "num_features", shape[0]
 
 
 def _convolution(
@@ -130,8 +133,7 @@ def candidates(module: nn.Module, path: str, sizes: Mapping[int, set[int]]) -> l
     for name, value in vars(module).items():
         if name.startswith("_") or name == "training":
             continue
-        for new in _replacements(value, sizes):
-            found.append(Edit(path, name, new))
+        found.extend(Edit(path, name, new) for new in _replacements(value, sizes))
     return found
 
 

@@ -98,6 +98,7 @@ class Level(nn.Module):
         self.exit = Block(style, 2 * width if style.merge == "concat" else width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """A map of the same shape (batch, width, *positions)."""
         skip = self.entry(x)
         if self.down is None or self.middle1 is None or self.middle2 is None or self.up is None:
             return self.exit(skip)
@@ -113,8 +114,11 @@ class Level(nn.Module):
         return self.middle1 is None
 
     def take_out_middle(self) -> None:
-        """First half of layer-shrink-learning: no down, middle and up; the exit keeps the part of
-        its input that was the skip connection (facts, section 1, reading A)."""
+        """First half of layer-shrink-learning: no down, no middle, no up.
+
+        The exit keeps the part of its input that was the skip connection, so that its channels
+        still meet the weights that were trained for them.
+        """
         self.down = self.middle1 = self.middle2 = self.up = None
         if self.merge != "concat":
             return
@@ -129,13 +133,14 @@ class Level(nn.Module):
 class Inserted(nn.Module):
     """A module of the user's with an inserted level before or behind it."""
 
-    def __init__(self, body: nn.Module, level: nn.Module, *, before: bool) -> None:
+    def __init__(self, body: nn.Module, level: Level, *, before: bool) -> None:
         super().__init__()
         self.body = body
-        self.level = level
+        self.level: Level = level
         self.before = before
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the user's module gives, with the level before or behind it."""
         return self.body(self.level(x)) if self.before else self.level(self.body(x))
 
     def __getattr__(self, name: str) -> Any:

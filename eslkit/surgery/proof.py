@@ -109,9 +109,9 @@ def _run(bare: nn.Module, sizes: Sizes, mode: FakeTensorMode | None) -> Failure 
                     bare(*args, **kwargs)
             else:
                 bare(*args, **kwargs)
-    except _OtherSize as error:
+    except _OtherSizeError as error:
         return Failure(error.path, str(error), watch.calls, tuple(watch.stack))
-    except Exception as error:  # the user's code may raise anything: it becomes the reason
+    except Exception as error:  # noqa: BLE001  the user's code may raise anything: the reason
         path = watch.stack[-1] if watch.stack else ""
         text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return Failure(path, text, watch.calls, tuple(watch.stack))
@@ -122,7 +122,7 @@ def _run(bare: nn.Module, sizes: Sizes, mode: FakeTensorMode | None) -> Failure 
     return None
 
 
-class _OtherSize(Exception):
+class _OtherSizeError(Exception):
     def __init__(self, path: str, text: str) -> None:
         super().__init__(text)
         self.path = path
@@ -175,7 +175,7 @@ class _Watch:
             w is not None and w != s for w, s in zip(want, shape, strict=True)
         ):
             path = self.stack[-1]
-            raise _OtherSize(
+            raise _OtherSizeError(
                 path, f"{path or 'the model'} returned a tensor of shape {shape}, not {want}"
             )
 

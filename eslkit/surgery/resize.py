@@ -90,20 +90,22 @@ def scale(
     widths = scaled_widths(traced.graph, factor)
     policy = policy_of(init)
     kept: dict[str, str] = {}
+    refusal = ""
     for _ in range(_ROUNDS):
         _drop_impossible(traced.graph, widths, kept)
         sizes = Sizes(traced, widths)
         edits, failure = prove(model, sizes)
         if failure is None:
             break
+        refusal = _refusal(type(model).__name__, widths, failure)
         blamed = _blamed(traced, sizes, failure)
         if not blamed:
-            raise ResizeError(_refusal(type(model).__name__, widths, failure))
+            raise ResizeError(refusal)
         for name in blamed:
             kept[name] = f"{failure.path or 'the model'}: {failure.text}"
             widths.pop(name, None)
     else:
-        raise ResizeError(_refusal(type(model).__name__, widths, failure))
+        raise ResizeError(refusal)
     if kept:
         lines = "; ".join(f"{name} ({reason})" for name, reason in list(kept.items())[:5])
         warnings.warn(

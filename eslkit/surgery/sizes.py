@@ -37,7 +37,8 @@ def check_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> None:
     """
     for name, new in widths.items():
         group = graph.group(name)
-        if isinstance(new, bool) or not isinstance(new, int) or new < 1:  # pyright: ignore
+        whole = isinstance(new, int) and not isinstance(new, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not whole or new < 1:
             raise InputError(f"width {new!r} of group {name} must be a positive integer")
         if group.protected is not None and new != group.width:
             raise ResizeError(
