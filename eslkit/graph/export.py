@@ -95,7 +95,12 @@ class Exported:
 
 
 def export(
-    model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], *, train: bool = True
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    *,
+    train: bool = True,
+    calls: bool = True,
 ) -> Exported:
     """Write down the operations of `model(*inputs, **keywords)`.
 
@@ -107,6 +112,8 @@ def export(
         inputs: positional example inputs (tensors, or trees of them).
         keywords: keyword example inputs.
         train: whether to try train mode first.
+        calls: whether to note the calls of modules, which takes as long as the operations do;
+            without, the result has no calls and no owners.
 
     Raises:
         TraceError: the model's code failed on these inputs.
@@ -115,7 +122,7 @@ def export(
     failures: list[BaseException] = []
     for fake, training in ((True, train), (True, False), (False, False)):
         try:
-            return _export(model, inputs, keywords, fake=fake, train=training)
+            return _export(model, inputs, keywords, fake=fake, train=training, calls=calls)
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001  the user's code may raise anything; told below
@@ -209,6 +216,7 @@ def _export(
     *,
     fake: bool,
     train: bool,
+    calls: bool,
 ) -> Exported:
     mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
 
@@ -244,7 +252,8 @@ def _export(
         stack.enter_context(trace_context())
         if mode is not None:
             stack.enter_context(mode)
-        stack.enter_context(recorder)
+        if calls:
+            stack.enter_context(recorder)
         traced = make_fx(
             torch.func.functionalize(forward), tracing_mode="real", record_stack_traces=True
         )(state, tensors)
