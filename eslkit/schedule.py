@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -22,6 +21,7 @@ from eslkit.manifest import StepRecord
 from eslkit.plan import Plan, Step, fingerprint
 from eslkit.planners import apply_step, make_plan
 from eslkit.store import RunStore
+from eslkit.surgery.depth import clone
 from eslkit.surgery.policies import Policy
 from eslkit.trainer import TrainerLike, as_trainer
 from eslkit.words import describe
@@ -214,7 +214,7 @@ def schedule(
         iterations=iterations,
         seed=seed,
     )
-    return Schedule(copy.deepcopy(model), plan, example_inputs, policies)
+    return Schedule(clone(model), plan, example_inputs, policies)
 
 
 def _own_policies(*inits: str | Policy) -> dict[str, Policy]:

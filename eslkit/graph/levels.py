@@ -15,6 +15,7 @@ from eslkit.graph.values import Value, flat
 
 __all__ = ["Resolution", "resolution_of"]
 
+_GLOBAL = ("mean", "adaptive", "amax", "sum")
 _MATRIX = {"mm", "addmm", "bmm", "baddbmm"}
 
 
@@ -73,9 +74,27 @@ class Resolution:
         from which it comes (the paper's blocks, Fig. 3).
         """
         positions = min(self.layers[node])
-        if positions == 1 < self.finest:
+        if positions == 1 < self.finest and self._is_gate(node):
             return self._level_served(node)
         return self.of_positions(positions)
+
+    def _is_gate(self, node: fx.Node) -> bool:
+        """Whether a layer of one position works on a vector (an embedding, a global mean), and
+        not on a map that has been halved so often.
+        """
+        pending, seen = list(node.all_input_nodes), set[fx.Node]()
+        while pending:
+            source = pending.pop(0)
+            if source in seen:
+                continue
+            seen.add(source)
+            name = getattr(getattr(source.target, "overloadpacket", None), "__name__", "")
+            if any(word in name for word in _GLOBAL):
+                return True
+            if source in self.layers and max(self.layers[source]) > 1:
+                return False
+            pending.extend(source.all_input_nodes)
+        return True
 
     def _level_served(self, node: fx.Node) -> int:
         """Level of the next layer with positions: gates and embeddings have none themselves."""
