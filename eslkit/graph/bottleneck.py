@@ -78,6 +78,10 @@ class _Finder:
             return None
         if op_name(node) in ("probe", "empty") or len(value.shape) != self.rank:
             return None
+        if value.part_on(1) is None and any(
+            value.part_on(axis) is not None for axis in range(2, self.rank)
+        ):
+            return None  # channels stand last, as a linear layer wants them
         return math.prod(value.shape[2:])
 
     def regions(self, positions: int) -> list[list[fx.Node]]:

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 import eslkit
 from eslkit.errors import InputError, ResizeError, TraceError
 from eslkit.graph.channels import ChannelGraph
+from tests.eslkit.networks import Form
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -307,3 +308,26 @@ def test_a_norm_says_which_totals_it_can_divide() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.Conv2d(8, 3, 1))
     with pytest.raises(ResizeError, match=r"divides 7 channels .*4 groups; .* are 4 and 8"):
         eslkit.resize(model, {"0": 7}, init="first", example_inputs=X)
+
+
+def test_channels_that_stand_last_for_a_while_are_no_positions() -> None:
+    """A bottleneck of linear layers has the positions of the maps around it."""
+    form = Form(
+        dims=2,
+        widths=(6, 3),
+        skip="concat",
+        norm="none",
+        activation="relu",
+        down="max",
+        up="transposed",
+        block="plain",
+        bottleneck="linear",
+        in_channels=3,
+        out_channels=3,
+        bias=True,
+        seed=0,
+    )
+    deeper = eslkit.expand(
+        form.build(), width=1, depth=1, init="first", example_inputs=form.inputs()
+    )
+    assert any("level" in name for name in deeper.state_dict())
