@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import stateless
@@ -222,7 +222,14 @@ def _export(
 
     def stand_in(tensor: Tensor) -> Tensor:
         data = tensor.detach()
-        return mode.from_tensor(data) if mode else data.clone()
+        if mode is None:
+            return data.clone()
+        if isinstance(data, FakeTensor):  # of another mode: only its form counts
+            with mode:
+                return torch.empty_strided(
+                    data.shape, data.stride(), dtype=data.dtype, device=data.device
+                )
+        return mode.from_tensor(data)
 
     parameters = {name: stand_in(p) for name, p in model.named_parameters()}
     buffers = {name: stand_in(b) for name, b in model.named_buffers()}

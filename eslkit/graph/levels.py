@@ -79,8 +79,9 @@ class Resolution:
         return self.of_positions(positions)
 
     def _is_gate(self, node: fx.Node) -> bool:
-        """Whether a layer of one position works on a vector (an embedding, a global mean), and
-        not on a map that has been halved so often.
+        """Whether a layer of one position works on a vector, not on a map halved that often.
+
+        Embeddings and global means are vectors.
         """
         pending, seen = list(node.all_input_nodes), set[fx.Node]()
         while pending:

@@ -16,7 +16,14 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from eslkit.graph.export import prepare, skeleton, tensor_leaves, trace_context
+from eslkit.graph.export import (
+    export,
+    prepare,
+    skeleton,
+    source_line,
+    tensor_leaves,
+    trace_context,
+)
 from eslkit.graph.trace import nodes_of
 from eslkit.graph.values import Value
 from eslkit.surgery.integers import Edit, apply_edits, candidates, known_edits
@@ -49,7 +56,7 @@ def prove(model: nn.Module, sizes: Sizes) -> tuple[tuple[Edit, ...], Failure | N
     bare, mode = _resized(model, sizes)
     edits = known_edits(model, bare)
     apply_edits(bare, edits)
-    failure = _run(bare, sizes, mode)
+    failure = _try(bare, sizes, mode)
     runs = 1
     while failure is not None and runs < _MOST_RUNS:
         better: tuple[tuple[Edit, ...], Failure | None] | None = None
@@ -59,7 +66,7 @@ def prove(model: nn.Module, sizes: Sizes) -> tuple[tuple[Edit, ...], Failure | N
                 for e in trial
             )
             apply_edits(bare, trial)
-            after = _run(bare, sizes, mode)
+            after = _try(bare, sizes, mode)
             runs += 1
             if after is None or after.calls > failure.calls:
                 better = (trial, after)
@@ -69,6 +76,45 @@ def prove(model: nn.Module, sizes: Sizes) -> tuple[tuple[Edit, ...], Failure | N
             return edits, failure
         edits, failure = (*edits, *better[0]), better[1]
     return edits, failure
+
+
+def _try(bare: nn.Module, sizes: Sizes, mode: FakeTensorMode | None) -> Failure | None:
+    return _run(bare, sizes, mode) or _compare_operations(bare, sizes)
+
+
+def _compare_operations(bare: nn.Module, sizes: Sizes) -> Failure | None:
+    """Every operation inside the modules must give the size foretold, too.
+
+    Code that runs at another width may still do something else there: cut the channels into
+    heads of another size, say. Operations are compared one by one as long as they are the same.
+    """
+    traced = sizes.traced
+    train = traced.exported.train
+    again = export(bare, traced.inputs, traced.keywords, train=train, calls=False)
+    before = [n for n in traced.exported.graph.nodes if _is_operation(n)]
+    after = [n for n in again.graph.nodes if _is_operation(n)]
+    for number, (old, new) in enumerate(zip(before, after, strict=False)):
+        if old.target != new.target:
+            return None  # the code took another way, on purpose: its modules' sizes were right
+        value = traced.labels.values.get(old)
+        held = new.meta["val"]
+        if not isinstance(value, Value) or not value.parts or not isinstance(held, Tensor):
+            continue  # without labels nothing is foretold
+        want = sizes.tensor(value)
+        shape = tuple(held.shape)
+        if len(want) != len(shape) or any(
+            w is not None and w != s for w, s in zip(want, shape, strict=True)
+        ):
+            path = traced.exported.owners[old]
+            text = f"{source_line(new)} gives a tensor of shape {shape}, not {want}"
+            names = path.split(".")
+            stack = tuple(".".join(names[:i]) for i in range(len(names) + 1))
+            return Failure(path, text, len(traced.exported.calls) + number, stack)
+    return None
+
+
+def _is_operation(node: fx.Node) -> bool:
+    return node.op == "call_function" and "probe" not in str(node.target)
 
 
 def _resized(model: nn.Module, sizes: Sizes) -> tuple[nn.Module, FakeTensorMode | None]:
