@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 
 from eslkit.graph.atoms import Atoms, IntArray
 from eslkit.graph.export import Exported, source_line
-from eslkit.graph.rules import Op, protect, rule_for
+from eslkit.graph.ops import Op, protect
+from eslkit.graph.rules import rule_for
 from eslkit.graph.values import Value, flat
 
 __all__ = ["Axis", "Labels", "run_on_labels"]

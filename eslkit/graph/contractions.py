@@ -1,0 +1,171 @@
+"""Rules of operations that sum over an axis together with a weight: convolutions, products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from eslkit.graph.atoms import Atoms
+from eslkit.graph.ops import Op, Parts
+from eslkit.graph.values import Value, flat, merge, pin_all, support
+
+__all__ = ["convolution", "matrix"]
+
+
+def batched(value: Value, axes: Sequence[int]) -> Value:
+    """The value with its axes as (batch, row, column); -1 inserts an axis of size 1."""
+    shape = tuple(1 if a < 0 else value.shape[a] for a in axes)
+    parts = tuple(p.reshape([1 if a < 0 else p.shape[a] for a in axes]) for p in value.parts)
+    return Value(shape, parts, value.free, value.weight, value.given)
+
+
+def contract(atoms: Atoms, a: Value, b: Value, where: str) -> list[Tensor]:
+    """(batch, m, k) @ (batch, k, n): unite along k, hand on the labels of m and n."""
+    reason = f"{where} keeps that axis as it is"
+    left = pin_all(atoms, [p for p in a.parts if support(p) > {0}], [0], reason)
+    left += [p for p in a.parts if not support(p) > {0}]
+    right = pin_all(atoms, [p for p in b.parts if support(p) > {0}], [0], reason)
+    right += [p for p in b.parts if not support(p) > {0}]
+    left = [
+        q for p in left for q in (pin_all(atoms, [p], [1], reason) if support(p) == {1, 2} else [p])
+    ]
+    right = [
+        q
+        for p in right
+        for q in (pin_all(atoms, [p], [2], reason) if support(p) == {1, 2} else [p])
+    ]
+    k_left = [p.reshape(1, -1) for p in left if support(p) == {2}]
+    k_right = [p.reshape(1, -1) for p in right if support(p) == {1}]
+    inner = (1, a.shape[2])
+    met = [
+        Value(inner, tuple(k_left), a.free, given=a.given),
+        Value(inner, tuple(k_right), b.free, given=b.given),
+    ]
+    merge(atoms, met, inner, where)
+    rows = [p for p in left if support(p) == {1}]
+    columns = [p for p in right if support(p) == {2}]
+    _set_roles(atoms, a, b, k_left, k_right, rows, columns)
+    batch = (max(a.shape[0], b.shape[0]), 1, 1)
+    outer = [
+        Value((v.shape[0], 1, 1), tuple(p for p in ps if support(p) == {0}), v.free)
+        for v, ps in ((a, left), (b, right))
+    ]
+    return [*rows, *columns, *merge(atoms, outer, batch, where)]
+
+
+def _set_roles(
+    atoms: Atoms, a: Value, b: Value, k_a: Parts, k_b: Parts, rows: Parts, columns: Parts
+) -> None:
+    if a.weight == b.weight:
+        for part in (*k_a, *k_b):
+            atoms.set_role(flat(part), "dot")
+        return
+    consumed, produced = (k_a, rows) if a.weight else (k_b, columns)
+    for part in consumed:
+        atoms.set_role(flat(part), "consumer")
+    for part in produced:
+        atoms.set_role(flat(part), "producer")
+
+
+def matrix(atoms: Atoms, op: Op) -> list[Value]:
+    """mm, bmm, mv, dot, and the same with an added bias."""
+    name = op.target.overloadpacket.__name__
+    values = op.values
+    bias = values[0] if name in ("addmm", "baddbmm", "addmv") else None
+    a, b = values[1:3] if bias is not None else values[:2]
+    left, right, drop = {
+        "mm": ((-1, 0, 1), (-1, 0, 1), (0,)),
+        "addmm": ((-1, 0, 1), (-1, 0, 1), (0,)),
+        "bmm": ((0, 1, 2), (0, 1, 2), ()),
+        "baddbmm": ((0, 1, 2), (0, 1, 2), ()),
+        "mv": ((-1, 0, 1), (-1, 0, -1), (0, 2)),
+        "addmv": ((-1, 0, 1), (-1, 0, -1), (0, 2)),
+        "dot": ((-1, -1, 0), (-1, 0, -1), (0, 1, 2)),
+        "vdot": ((-1, -1, 0), (-1, 0, -1), (0, 1, 2)),
+    }[name]
+    parts = contract(atoms, batched(a, left), batched(b, right), op.where)
+    keep = [axis for axis in range(3) if axis not in drop]
+    shape = op.shapes[0]
+    parts = [p.reshape([p.shape[axis] for axis in keep]) for p in parts]
+    product = Value(shape, tuple(p for p in parts if support(p)))
+    if bias is not None:
+        return [op.result(merge(atoms, [product, bias], shape, op.where))]
+    return [op.result(product.parts)]
+
+
+def convolution(atoms: Atoms, op: Op) -> list[Value]:
+    """Convolutions of any dimension, transposed, grouped and depthwise."""
+    x, w, groups = op.args["input"], op.args["weight"], int(op.args["groups"])
+    rank = len(x.shape)
+    spatial = range(2, rank)
+    where = f"{op.where} keeps positions and batch as they are"
+    joint = [p for p in x.parts if 1 in support(p)]
+    kept = [p for p in pin_all(atoms, x.parts, spatial, where) if support(p) == {0}]
+    channels = [p for p in pin_all(atoms, joint, (0, *spatial), where) if 1 in support(p)]
+    weights = pin_all(atoms, w.parts, spatial, "positions of a kernel")
+    transposed = bool(op.args["transposed"])
+    ins, outs = (0, 1) if transposed else (1, 0)
+    incoming = [p.reshape(-1) for p in channels]
+    w_in = [p.reshape(-1) for p in weights if support(p) == {ins}]
+    w_out = [p.reshape(-1) for p in weights if support(p) == {outs}]
+    sizes = (x.shape[1], w.shape[outs])
+    made = _grouped(atoms, op, incoming, w_in, w_out, sizes, groups, transposed=transposed)
+    for labels in w_in if not (groups > 1 and groups == x.shape[1]) else []:
+        atoms.set_role(flat(labels), "consumer")
+    bias = op.args.get("bias")
+    width = op.shapes[0][1]
+    flat_values = [Value((width,), tuple(made))]
+    if isinstance(bias, Value):
+        flat_values.append(bias)
+    merged = merge(atoms, flat_values, (width,), op.where)
+    view = [-1 if axis == 1 else 1 for axis in range(rank)]
+    return [op.result([*(p.reshape(view) for p in merged), *kept])]
+
+
+def _grouped(
+    atoms: Atoms,
+    op: Op,
+    x: Parts,
+    w_in: Parts,
+    w_out: Parts,
+    sizes: tuple[int, int],
+    groups: int,
+    *,
+    transposed: bool,
+) -> list[Tensor]:
+    """Couple the input channels with the weight; labels of the output channels."""
+    channels, size_out = sizes
+
+    def meet(left: Parts, right: Parts, shape: tuple[int, ...]) -> None:
+        incoming = Value(shape, tuple(left), op.args["input"].free, given=op.args["input"].given)
+        merge(atoms, [incoming, Value(shape, tuple(right))], shape, op.where)
+
+    if groups == 1:
+        meet(x, w_in, (channels,))
+        for labels in w_out:
+            atoms.set_role(flat(labels), "producer")
+        return list(w_out)
+    each = channels // groups
+    if each == 1:  # depthwise: whole groups come and go, the number of groups follows
+        per = size_out if transposed else size_out // groups
+        lead, rest = (w_in, w_out) if transposed else (w_out, w_in)
+        pin_all(atoms, rest, [0], f"{op.where} has a fixed number of outputs a channel")
+        lead_axis = 1 if transposed else per
+        columns = [p.reshape(groups, lead_axis) for p in lead]
+        meet([p.reshape(groups, 1) for p in x], columns, (groups, lead_axis))
+        return [p.repeat_interleave(per) for p in lead] if transposed else list(lead)
+    # grouped: the number of groups stays, every group keeps the same of its channels
+    reason = f"{op.where} has {groups} groups"
+    inner = pin_all(atoms, [p.reshape(groups, each) for p in x], [0], reason)
+    if transposed:
+        w_in = pin_all(atoms, [p.reshape(groups, each) for p in w_in], [0], reason)
+        outs = [p.repeat(groups) for p in w_out]
+    else:
+        w_in = [p.reshape(1, each) for p in w_in]
+        fold = [p.reshape(groups, size_out // groups) for p in w_out]
+        outs = [p.expand(groups, -1).reshape(-1) for p in pin_all(atoms, fold, [0], reason)]
+    meet(inner, w_in, (1, each))
+    for labels in outs:
+        atoms.set_role(flat(labels), "producer")
+    return outs

@@ -1,0 +1,110 @@
+"""Rules of operations that mix channels: norms, reductions, softmax and other scans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from eslkit.graph.atoms import Atoms, Divisor
+from eslkit.graph.ops import Op, dims_of
+from eslkit.graph.values import Value, flat, merge, pin_all, support
+
+__all__ = ["gated", "norm_channels", "norm_last", "norm_weight", "order", "reduce", "scan"]
+
+
+def along_channels(value: Any, rank: int) -> list[Value]:
+    """A vector of per-channel parameters placed along axis 1 (nothing for None)."""
+    if not isinstance(value, Value):
+        return []
+    shape = (1, *value.shape, *(1,) * (rank - 2)) if rank > 1 else value.shape
+    parts = tuple(p.reshape(shape if support(p) else (1,) * len(shape)) for p in value.parts)
+    return [Value(shape, parts, value.free)]
+
+
+def norm_channels(atoms: Atoms, op: Op) -> list[Value]:
+    """Batch norm and group norm: parameters and statistics meet the channel axis."""
+    x = op.x
+    names = ("weight", "bias", "running_mean", "running_var")
+    extra = [v for n in names for v in along_channels(op.args.get(n), len(x.shape))]
+    parts = merge(atoms, [x, *extra], op.shapes[0], op.where)
+    number = op.args.get("group")
+    if isinstance(number, int):
+        for part in parts:
+            if part.shape[1] > 1:
+                atoms.divisors.append(Divisor(flat(part), number, op.where))
+                if number < x.shape[1]:
+                    atoms.mix(flat(part), op.where)
+    return op.results(parts)
+
+
+def gated(atoms: Atoms, op: Op) -> list[Value]:
+    """glu: the axis in two halves, which are multiplied."""
+    axis = dims_of(op, len(op.x.shape))[0]
+    half = op.shapes[0][axis]
+    pieces: list[list[Tensor]] = [[], []]
+    for part in op.x.parts:
+        if part.shape[axis] == 1:
+            pieces[0].append(part)
+            continue
+        for found, start in zip(pieces, (0, half), strict=True):
+            found.append(part.narrow(axis, start, half))
+    values = [Value(op.shapes[0], tuple(parts), op.x.free) for parts in pieces]
+    return [op.result(merge(atoms, values, op.shapes[0], op.where))]
+
+
+def norm_weight(atoms: Atoms, op: Op) -> list[Value]:
+    """Weight norm: directions and lengths meet on one axis, the norm is over all the others."""
+    direction, length = op.args["v"], op.args["g"]
+    for part in direction.parts:
+        if not support(part) <= {op.args["dim"]}:
+            atoms.mix(flat(part), op.where)
+    return [
+        op.result(merge(atoms, [direction, length], op.shapes[0], op.where)),
+        op.result(length.parts, 1),
+    ]
+
+
+def norm_last(atoms: Atoms, op: Op) -> list[Value]:
+    """Layer norm and RMS norm: parameters meet the last axes, which are mixed."""
+    extra = [op.args[n] for n in ("weight", "bias") if isinstance(op.args.get(n), Value)]
+    parts = merge(atoms, [op.x, *extra], op.shapes[0], op.where)
+    over = len(op.args["normalized_shape"])
+    for part in parts:
+        if any(axis >= part.dim() - over for axis in support(part)):
+            atoms.mix(flat(part), op.where)
+    return op.results(parts)
+
+
+def reduce(atoms: Atoms, op: Op) -> list[Value]:
+    """mean, sum, var, max ...: labels along the reduced axes end here."""
+    rank = len(op.x.shape)
+    axes = dims_of(op, rank)
+    keepdim = bool(op.args.get("keepdim", False))
+    parts: list[Tensor] = []
+    for part in op.x.parts:
+        over = support(part) & set(axes)
+        if over:
+            atoms.mix(flat(part), op.where)
+            rest = sorted(support(part) - over)
+            pin_all(atoms, [part], rest, f"{op.where} reduces over part of the axis")
+            continue
+        kept = [s for i, s in enumerate(part.shape) if i not in axes or keepdim]
+        parts.append(part.reshape(kept))
+    return op.results(parts)
+
+
+def scan(atoms: Atoms, op: Op) -> list[Value]:
+    """softmax, cumsum ...: same shape, channels along the axis are mixed."""
+    axes = dims_of(op, len(op.x.shape))
+    for part in op.x.parts:
+        if support(part) & set(axes):
+            atoms.mix(flat(part), op.where)
+    return op.results(op.x.parts)
+
+
+def order(atoms: Atoms, op: Op) -> list[Value]:
+    """sort, topk: positions along the axis are no longer those of the input."""
+    axes = dims_of(op, len(op.x.shape))
+    parts = pin_all(atoms, op.x.parts, axes, f"{op.where} reorders the axis")
+    return op.results(parts)

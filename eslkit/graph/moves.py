@@ -1,0 +1,174 @@
+"""Rules of operations that only move data: they are executed on the labels themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eslkit.graph.atoms import WILD, Atoms
+from eslkit.graph.ops import Op, Parts, dims_of, protect
+from eslkit.graph.values import Value, compact, flat, merge, pin_all, support, tidy
+
+__all__ = ["MOVES", "concatenate", "index_along", "index_tensor", "move", "pad", "scatter_slice"]
+
+_AS_RESHAPE = {"view", "_unsafe_view", "reshape"}
+
+
+def execute(op: Op, part: Tensor) -> list[Tensor]:
+    """Run the operation on a part in place of its first tensor; index tensors become zeros."""
+    call = dict(op.args)
+    first = next(name for name, arg in call.items() if isinstance(arg, Value))
+    for name, arg in call.items():
+        if isinstance(arg, Value):
+            call[name] = torch.zeros(arg.shape, dtype=torch.int64)
+    call[first] = part.expand(op.args[first].shape)
+    target = op.target
+    if target.overloadpacket.__name__ in _AS_RESHAPE:
+        return [call[first].reshape(call["size" if "size" in call else "shape"])]
+    made = target(**call)
+    return [made] if isinstance(made, Tensor) else list(made)
+
+
+def move(atoms: Atoms, op: Op) -> list[Value]:
+    """view, permute, slice, split, roll, pixel_shuffle ...: the labels move as the data do."""
+    outs: list[list[Tensor]] = [[] for _ in op.shapes]
+    for part in op.x.parts:
+        before = support(part)
+        moved = execute(op, part)
+        _note_cuts(atoms, op, part, moved)
+        for out, piece in zip(outs, moved, strict=False):
+            out.extend(tidy(atoms, [piece], op.where))
+            if len(before) < len(support(out[-1]) if out else ()):
+                atoms.splits.append(out[-1])
+                rows = _rows(out[-1])
+                atoms.partitions.append(rows)
+    return [op.result(parts, i, free=op.x.free) for i, parts in enumerate(outs)]
+
+
+def _rows(part: Tensor) -> Any:
+    axis = min(support(part))
+    return part.movedim(axis, 0).reshape(part.shape[axis], -1).numpy()
+
+
+def _note_cuts(atoms: Atoms, op: Op, part: Tensor, moved: Parts) -> None:
+    """A part of an axis that the code takes apart from the rest keeps its own count."""
+    axis = op.args.get("dim")
+    if not isinstance(axis, int) or op.target.overloadpacket.__name__ not in _CUTS:
+        return
+    axis %= part.dim()
+    if part.shape[axis] == 1:
+        return
+    pieces = [flat(compact(atoms, piece)) for piece in moved]
+    if len(pieces) == 1 and pieces[0].size >= part.numel():
+        return
+    atoms.set_marks(pieces)
+    if len(pieces) > 1 and len({piece.size for piece in pieces}) == 1:
+        atoms.partitions.append(torch.stack([torch.from_numpy(p) for p in pieces]).numpy())
+
+
+_CUTS = {"slice", "split", "split_with_sizes", "narrow", "select", "unbind", "chunk"}
+MOVES = (
+    _CUTS
+    | _AS_RESHAPE
+    | set(
+        """permute transpose t squeeze unsqueeze expand flip roll repeat pixel_shuffle alias
+    pixel_unshuffle channel_shuffle clone detach lift_fresh_copy lift_fresh as_strided contiguous
+    movedim unfold diagonal tril triu repeat_interleave view_copy expand_copy numpy_T mT adjoint
+    squeeze_copy slice_copy select_copy swapaxes unsafe_split unsafe_split_with_sizes rot90
+    native_channel_shuffle""".split()
+    )
+)
+
+
+def index_along(atoms: Atoms, op: Op) -> list[Value]:
+    """gather, embedding, index_select: rows picked by index along an axis that cannot resize."""
+    name = op.target.overloadpacket.__name__
+    for part in (p for value in op.values[1:] for p in value.parts):
+        atoms.fix(flat(part), f"{op.where} uses it as an index")
+    axis = 0 if name == "embedding" else dims_of(op, len(op.x.shape))[0]
+    parts = pin_all(atoms, op.x.parts, [axis], f"{op.where} picks positions by index")
+    if name == "gather":
+        return [op.result([p.expand(op.x.shape).narrow(axis, 0, 1) for p in parts])]
+    return [op.result(tidy(atoms, [execute(op, part)[0] for part in parts], op.where))]
+
+
+def index_tensor(atoms: Atoms, op: Op) -> list[Value]:
+    """x[i, j]: the indexed axes cannot resize, the others carry their labels."""
+    x, indices = op.x, op.args["indices"]
+    for part in (p for index in indices if isinstance(index, Value) for p in index.parts):
+        atoms.fix(flat(part), f"{op.where} uses it as an index")
+    axes = [axis for axis, index in enumerate(indices) if isinstance(index, Value)]
+    parts = pin_all(atoms, x.parts, axes, f"{op.where} picks positions by index")
+    zeros = [
+        torch.zeros(index.shape, dtype=torch.int64) if isinstance(index, Value) else None
+        for index in indices
+    ]
+    moved = [torch.ops.aten.index.Tensor(part.expand(x.shape), zeros) for part in parts]
+    return [op.result(tidy(atoms, moved, op.where))]
+
+
+def concatenate(atoms: Atoms, op: Op) -> list[Value]:
+    """cat: labels side by side; a tensor without labels adds channels that must stay."""
+    values = [value for value in op.args["tensors"] if value.shape != (0,)]
+    rank = len(op.shapes[0])
+    axis = dims_of(op, rank)[0]
+    others: list[Value] = []
+    for value in values:
+        keep = tuple(p for p in value.parts if axis not in support(p))
+        shape = tuple(1 if i == axis else size for i, size in enumerate(value.shape))
+        others.append(Value(shape, keep, free=value.free))
+    shape = tuple(1 if i == axis else size for i, size in enumerate(op.shapes[0]))
+    result = list(merge(atoms, others, shape, op.where))
+    along = [[p for p in v.parts if axis in support(p)] for v in values]
+    if any(len(parts) > 1 for parts in along):
+        for part in (p for parts in along for p in parts):
+            atoms.fix(flat(part), f"{op.where} joins axes that are labelled apart")
+    elif any(along):
+        axes = set[int]().union(*(support(p) for parts in along for p in parts))
+        pieces: list[Tensor] = []
+        for value, parts in zip(values, along, strict=True):
+            want = [value.shape[i] if i in axes else 1 for i in range(rank)]
+            pieces.append(parts[0].expand(want) if parts else _constant(atoms, value, axis, want))
+        result.extend(tidy(atoms, [torch.cat(pieces, axis)], op.where))
+    return [op.result(result)]
+
+
+def _constant(atoms: Atoms, value: Value, axis: int, want: Sequence[int]) -> Tensor:
+    """Labels for a piece of an axis that has a fixed size."""
+    size = value.shape[axis]
+    first = atoms.new(size)
+    labels = torch.arange(first, first + size)
+    atoms.fix(labels.numpy(), "concatenated with a tensor of fixed size")
+    view = [size if i == axis else 1 for i in range(len(want))]
+    return labels.reshape(view).expand(list(want))
+
+
+def scatter_slice(atoms: Atoms, op: Op) -> list[Value]:
+    """slice_scatter and select_scatter: what writing into a view has become."""
+    base, source = op.args["self"], op.args["src"]
+    if not base.parts and not source.parts:
+        return [op.result((), free=base.free and source.free)]
+    if len(base.parts) > 1 or len(source.parts) > 1:
+        return protect(atoms, op)
+    call = dict(op.args)
+    for name, value in (("self", base), ("src", source)):
+        filler = torch.full(value.shape, WILD)
+        call[name] = value.parts[0].expand(value.shape).clone() if value.parts else filler
+    return [op.result(tidy(atoms, [op.target(**call)], op.where), free=base.free)]
+
+
+def pad(atoms: Atoms, op: Op) -> list[Value]:
+    """Zero padding: new channels fit any; new positions carry the labels of the old."""
+    amounts: list[int] = list(op.args["pad"])
+    rank = len(op.x.shape)
+    padded = {rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount}
+    parts: list[Tensor] = []
+    for part in op.x.parts:
+        if padded & support(part):
+            wide = part.expand(op.x.shape)
+            part = torch.constant_pad_nd(wide, amounts, WILD)
+        parts.append(part)
+    return [op.result(tidy(atoms, parts, op.where))]
