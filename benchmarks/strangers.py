@@ -90,7 +90,7 @@ def _monai() -> Iterator[Stranger]:
     )
     yield "monai/ahnet", lambda: nets.AHNet(spatial_dims=2, out_channels=2), (_x(1, 1, 128, 128),)
     yield "monai/dints-free", lambda: nets.RegUNet(2, 1, 8, 3), (two,)
-    yield "monai/globalnet", lambda: nets.LocalNet(2, 1, 8, 2, extract_levels=(0, 1, 2)), (two,)
+    yield "monai/localnet", lambda: nets.LocalNet(2, 1, 8, (0, 1, 2)), (two,)
     yield "monai/mednext", lambda: nets.MedNeXt(2, 8, 1, 2), (two,)
     yield (
         "monai/diffusion-unet",
@@ -99,6 +99,7 @@ def _monai() -> Iterator[Stranger]:
             1,
             1,
             channels=(16, 32, 32),
+            num_res_blocks=(1, 1, 1),
             attention_levels=(False, False, True),
             norm_num_groups=8,
             num_head_channels=8,
@@ -119,6 +120,8 @@ def _monai() -> Iterator[Stranger]:
             channels=(16, 32),
             num_res_layers=1,
             num_res_channels=(16, 32),
+            downsample_parameters=((2, 4, 1, 1),) * 2,
+            upsample_parameters=((2, 4, 1, 1, 0),) * 2,
             num_embeddings=16,
             embedding_dim=8,
         ),
@@ -236,7 +239,8 @@ def _diffusers() -> Iterator[Stranger]:
         lambda: diffusers.UNet1DModel(
             block_out_channels=(32, 32, 64),
             sample_size=64,
-            extra_in_channels=16,
+            time_embedding_type="positional",
+            extra_in_channels=32,
         ),
         (_x(1, 2, 256), t),
     )
