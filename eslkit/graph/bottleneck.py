@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,7 @@ class _Finder:
     def _is_entry(self, node: fx.Node, positions: int) -> bool:
         if self.positions[node] != positions or any(g in op_name(node) for g in _GLOBAL):
             return False
-        sources = [self.positions.get(s) for s in _through(node, self.positions)]
+        sources = [self.positions.get(s) for s in _nearest(node, _sources, self.positions)]
         if not sources or not any(s is not None and s > positions for s in sources):
             return False
         return positions > 1 or not any(
@@ -111,7 +111,7 @@ class _Finder:
         return any(
             (self.positions.get(user) or 0) > positions
             and any(word in op_name(user) for word in _SAMPLING)
-            for user in _forward(node, self.positions)
+            for user in _nearest(node, _users, self.positions)
         )
 
     def _reach(self, start: fx.Node, positions: int) -> set[fx.Node]:
@@ -182,32 +182,30 @@ class _Finder:
         return sum(conv in seen for conv in convs)
 
 
-def _through(node: fx.Node, known: dict[fx.Node, int | None]) -> Iterator[fx.Node]:
-    """The nearest maps with positions that a node was made from."""
-    seen, pending = set[fx.Node](), list(node.all_input_nodes)
+def _nearest(
+    node: fx.Node,
+    neighbours: Callable[[fx.Node], Iterable[fx.Node]],
+    known: dict[fx.Node, int | None],
+) -> Iterator[fx.Node]:
+    """The nearest maps with positions in one direction: what made a node, or is made from it."""
+    seen, pending = set[fx.Node](), list(neighbours(node))
     while pending:
-        source = pending.pop()
-        if source in seen:
+        here = pending.pop()
+        if here in seen:
             continue
-        seen.add(source)
-        if known.get(source) is not None:
-            yield source
+        seen.add(here)
+        if known.get(here) is not None:
+            yield here
         else:
-            pending.extend(source.all_input_nodes)
+            pending.extend(neighbours(here))
 
 
-def _forward(node: fx.Node, known: dict[fx.Node, int | None]) -> Iterator[fx.Node]:
-    """The nearest maps with positions that are made from a node."""
-    seen, pending = set[fx.Node](), list(node.users)
-    while pending:
-        user = pending.pop()
-        if user in seen:
-            continue
-        seen.add(user)
-        if known.get(user) is not None:
-            yield user
-        else:
-            pending.extend(user.users)
+def _sources(node: fx.Node) -> Iterable[fx.Node]:
+    return node.all_input_nodes
+
+
+def _users(node: fx.Node) -> Iterable[fx.Node]:
+    return node.users
 
 
 def _wrappable(calls: Iterable[Call], node: fx.Node) -> Iterator[tuple[Call, bool]]:

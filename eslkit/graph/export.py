@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx, library, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -46,9 +46,8 @@ def _probe(x: Tensor, call: int, leaving: bool) -> Tensor:  # noqa: FBT001  torc
     return x.new_empty(())
 
 
-# Lighter than torch.library.custom_op, whose wrappers cost milliseconds for each of the
-# hundreds of probes.
-_LIBRARY = torch.library.Library("eslkit", "DEF")
+# Lighter than a `custom_op`, whose wrappers cost milliseconds for each of the hundreds of probes.
+_LIBRARY = library.Library("eslkit", "DEF")
 _LIBRARY.define("probe(Tensor x, int call, bool leaving) -> Tensor")
 _LIBRARY.impl("probe", _probe, "CompositeExplicitAutograd")
 
@@ -112,7 +111,7 @@ def export(
         inputs: positional example inputs (tensors, or trees of them).
         keywords: keyword example inputs.
         train: whether to try train mode first.
-        calls: whether to note the calls of modules, which takes as long as the operations do;
+        calls: whether to note the calls of modules, which can take as long as the operations do;
             without, the result has no calls and no owners.
 
     Raises:
