@@ -49,7 +49,7 @@ def cost(model: nn.Module, *, example_inputs: Any) -> Cost:
         3456
     """
     inputs, keywords = example_arguments(example_inputs)
-    exported = export(model, inputs, keywords, train=False, calls=False)
+    exported = export(model, inputs, keywords, train=False)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=sum(_macs(exported, node) for node in exported.graph.nodes),

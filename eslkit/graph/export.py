@@ -1,55 +1,45 @@
 """Model + example inputs -> `torch.fx` graph of ATen operations.
 
-The model's own Python code is run once on fake tensors (no memory, no arithmetic) while
-`make_fx` writes down every ATen operation. Composite operations (linear, einsum, multi-head
-attention, instance norm ...) fall apart into a small uniform set on the way, and
-functionalization turns writes into views into pure operations. Control flow on shapes is simply
-followed. A model whose control flow looks at values cannot run on fake tensors; it is traced on
-real ones.
+The model's own Python code is run once on tensors without memory (device `meta`) while a
+recorder writes down every ATen operation. Composite operations (linear, einsum, multi-head
+attention, instance norm ...) fall apart into a small uniform set on the way, and writes in place
+become pure operations. Control flow on shapes is simply followed. Code that minds the device runs
+on fake tensors instead, and code whose control flow looks at values on real ones.
 
-The run happens on a structural copy whose parameters are placeholders, so nothing that the
-model's code stores on itself reaches the caller's model.
+The run happens on a structural copy whose parameters are stand-ins, so nothing that the model's
+code stores on itself reaches the caller's model.
 """
 
 from __future__ import annotations
 
-import copy
+import logging
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, library, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
 
 from eslkit.errors import InputError, TraceError
+from eslkit.graph.record import AliasedWriteError, Recorder, source_line, tensor_leaves
+from eslkit.graph.skeleton import prepare, skeleton
 
 __all__ = [
     "Call",
     "Exported",
+    "Runner",
+    "World",
     "export",
-    "prepare",
-    "skeleton",
+    "run",
     "source_line",
     "tensor_leaves",
-    "trace_context",
 ]
-
-
-def _probe(x: Tensor, call: int, leaving: bool) -> Tensor:  # noqa: FBT001  torch's calling convention
-    return x.new_empty(())
-
-
-# Lighter than a `custom_op`, whose wrappers cost milliseconds for each of the hundreds of probes.
-_LIBRARY = library.Library("eslkit", "DEF")
-_LIBRARY.define("probe(Tensor x, int call, bool leaving) -> Tensor")
-_LIBRARY.impl("probe", _probe, "CompositeExplicitAutograd")
 
 
 @dataclass(frozen=True)
@@ -71,6 +61,18 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Runner:
+    """How a model's code is run to be written down."""
+
+    kind: str
+    """On tensors that are `meta`, `fake`, or `real`."""
+    train: bool
+    """Whether the model's own code runs in train mode (it may return more there)."""
+    functional: bool = False
+    """Whether writes into views are made pure by true functionalization, which costs time."""
+
+
+@dataclass(frozen=True)
 class Exported:
     """A model's forward pass as a graph of ATen operations."""
 
@@ -82,11 +84,8 @@ class Exported:
     calls: tuple[Call, ...]
     owners: dict[fx.Node, str]
     """Node -> qualified name of the innermost module whose call made it."""
-    buffers: frozenset[str] = frozenset()
-    fake: bool = True
-    """Whether the model's code ran on fake tensors."""
-    train: bool = True
-    """Whether the model's own code ran in train mode (it may return more there)."""
+    buffers: frozenset[str]
+    runner: Runner
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of the tensor that `node` stands for."""
@@ -94,12 +93,7 @@ class Exported:
 
 
 def export(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
-    keywords: Mapping[str, Any],
-    *,
-    train: bool = True,
-    calls: bool = True,
+    model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], *, train: bool = True
 ) -> Exported:
     """Write down the operations of `model(*inputs, **keywords)`.
 
@@ -111,21 +105,25 @@ def export(
         inputs: positional example inputs (tensors, or trees of them).
         keywords: keyword example inputs.
         train: whether to try train mode first.
-        calls: whether to note the calls of modules, which can take as long as the operations do;
-            without, the result has no calls and no owners.
 
     Raises:
         TraceError: the model's code failed on these inputs.
         InputError: the model cannot be copied.
     """
     failures: list[BaseException] = []
-    for fake, training in ((True, train), (True, False), (False, False)):
-        try:
-            return _export(model, inputs, keywords, fake=fake, train=training, calls=calls)
-        except InputError:
-            raise
-        except Exception as error:  # noqa: BLE001  the user's code may raise anything; told below
-            failures.append(error)
+    ways = [("meta", train), ("fake", train), ("fake", False), ("real", False)]
+    for kind, training in dict.fromkeys(ways):
+        for functional in (False, True):
+            world = World(Runner(kind, training, functional))
+            try:
+                return run(world.copy(model), inputs, keywords, world=world)
+            except (InputError, MemoryError):
+                raise
+            except AliasedWriteError:
+                continue  # what true functionalization is for
+            except Exception as error:  # noqa: BLE001  the user's code may raise anything; told below
+                failures.append(error)
+            break
     raise TraceError(_failure(model, inputs, failures[-1])) from failures[-1]
 
 
@@ -147,265 +145,145 @@ def _failure(model: nn.Module, inputs: Sequence[Any], error: BaseException) -> s
     )
 
 
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
-
-
-def skeleton(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of `model` in which every tensor `t` is `make(t)`; sharing is kept.
-
-    Raises:
-        InputError: the model holds something that cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    for tensor in _own_tensors(model):
-        made = make(tensor)
-        if isinstance(tensor, nn.Parameter):
-            made = nn.Parameter(made, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = made
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise InputError(
-            f"{type(model).__name__} cannot be copied with copy.deepcopy: {error}. eslkit works on "
-            "copies; remove what cannot be copied (locks, open files, generators) from the model."
-        ) from error
-
-
-def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and tensors that other code left as plain attributes.
-
-    Those (a weight that weight norm computes, a list of last outputs) cannot all be deep-copied.
-    """
-    seen: set[int] = set()
-    pending: list[Any] = []
-    for module in model.modules():
-        pending += [vars(module)[name] for name in _REGISTRIES[:2]]
-        pending += [value for key, value in vars(module).items() if key not in _REGISTRIES]
-    while pending:
-        item = pending.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, Tensor):
-            yield item
-        elif isinstance(item, Mapping):
-            pending.extend(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            pending.extend(item)
-
-
 @contextmanager
-def trace_context() -> Generator[None]:
-    """No gradients, no fused attention kernels; every global is put back."""
+def _trace_context() -> Generator[None]:
+    """No gradients, no fused attention kernels, no compilation; every global is put back."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     rng = torch.get_rng_state()
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    quiet, log.disabled = log.disabled, True  # it would print every failure of a trial
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             torch.backends.mha.set_fastpath_enabled(False)
             yield
     finally:
+        log.disabled = quiet
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.set_rng_state(rng)
 
 
-def _export(
-    model: nn.Module,
+class World:
+    """Where a model's code runs: on tensors without memory, on fake ones, or on real ones."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        fake = runner.kind == "fake"
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+
+    def stand_in(self, tensor: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """What stands for `tensor`, at another shape if one is given."""
+        data = tensor.detach()
+        if self.runner.kind == "meta":
+            if shape is None:
+                return torch.empty_like(data, device="meta")
+            return torch.empty(shape, dtype=data.dtype, device="meta")
+        if self._mode is None:
+            return data.clone() if shape is None else data.new_zeros(shape)
+        if shape is None and not isinstance(data, FakeTensor):
+            return self._mode.from_tensor(data)
+        with self._mode:  # a fake tensor of another mode: only its form counts
+            return torch.empty(shape or data.shape, dtype=data.dtype, device=data.device)
+
+    def copy(
+        self, model: nn.Module, shape: Callable[[str, Tensor], Sequence[int] | None] | None = None
+    ) -> nn.Module:
+        """A copy of `model` with stand-ins, ready to be run.
+
+        Args:
+            model: it is not touched.
+            shape: name and tensor of a parameter or buffer -> its shape in the copy.
+        """
+        names = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+        def make(tensor: Tensor) -> Tensor:
+            name = names.get(id(tensor))
+            if name is None:  # a plain attribute: a constant, whose values may be needed
+                return self.stand_in(tensor) if self.runner.kind == "meta" else tensor.detach()
+            return self.stand_in(tensor, shape(name, tensor) if shape else None)
+
+        made = skeleton(model, make)
+        prepare(made, train=self.runner.train)
+        return made
+
+    @contextmanager
+    def context(self) -> Generator[None]:
+        """The modes in which the model's code runs."""
+        with ExitStack() as stack:
+            stack.enter_context(_trace_context())
+            if self.runner.kind == "meta":
+                stack.enter_context(torch.device("meta"))
+            if self._mode is not None:
+                stack.enter_context(self._mode)
+            yield
+
+
+def run(
+    bare: nn.Module,
     inputs: tuple[Any, ...],
     keywords: Mapping[str, Any],
     *,
-    fake: bool,
-    train: bool,
-    calls: bool,
+    world: World,
+    recorder: Recorder | None = None,
 ) -> Exported:
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+    """Write down one run of a model that `World.copy` has made.
 
-    def stand_in(tensor: Tensor) -> Tensor:
-        data = tensor.detach()
-        if mode is None:
-            return data.clone()
-        if isinstance(data, FakeTensor):  # of another mode: only its form counts
-            with mode:
-                return torch.empty_strided(
-                    data.shape, data.stride(), dtype=data.dtype, device=data.device
-                )
-        return mode.from_tensor(data)
+    Args:
+        bare: the copy.
+        inputs: positional example inputs.
+        keywords: keyword example inputs.
+        world: what made the copy.
+        recorder: what writes; a new one if left out.
 
-    parameters = {name: stand_in(p) for name, p in model.named_parameters()}
-    buffers = {name: stand_in(b) for name, b in model.named_buffers()}
-    bare = skeleton(model, lambda t: torch.empty_like(t.detach(), device="meta"))
-    _restore_plain_attributes(model, bare)
-    prepare(bare, train=train)
+    Raises:
+        AliasedWriteError: the run needs true functionalization.
+        Exception: whatever the model's code raises.
+    """
+    recorder = recorder or Recorder()
+    state = {**dict(bare.named_parameters()), **dict(bare.named_buffers())}
+    parameters = {recorder.place(name.replace(".", "_"), t): name for name, t in state.items()}
     leaves, spec = pytree.tree_flatten((inputs, dict(keywords)))
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    tensors = [stand_in(leaves[i]) for i in where]
-    recorder = _CallRecorder(bare)
+    tensors = [world.stand_in(leaves[i]) for i in where]
+    placed = tuple(recorder.place(f"input_{i}", tensor) for i, tensor in enumerate(tensors))
 
     def forward(state: dict[str, Tensor], tensors: list[Tensor]) -> list[Tensor]:
         filled = list(leaves)
         for i, tensor in zip(where, tensors, strict=True):
             filled[i] = tensor
         args, kwargs = pytree.tree_unflatten(filled, spec)
+        if not world.runner.functional:
+            return tensor_leaves(bare(*args, **kwargs))
         with stateless._reparametrize_module(  # pyright: ignore[reportPrivateUsage]
             bare, state, tie_weights=True
         ):
-            result = bare(*args, **kwargs)
-        outputs = tensor_leaves(result)
-        recorder.num_outputs = len(outputs)
-        return [*outputs, *recorder.probes]  # as outputs, so that no clean-up drops the probes
+            return tensor_leaves(bare(*args, **kwargs))
 
-    state = {**parameters, **buffers}
-    with ExitStack() as stack:
-        stack.enter_context(trace_context())
-        if mode is not None:
-            stack.enter_context(mode)
-        if calls:
-            stack.enter_context(recorder)
-        traced = make_fx(
-            torch.func.functionalize(forward), tracing_mode="real", record_stack_traces=True
-        )(state, tensors)
-    exported = _collect(traced.graph, list(state), recorder)
-    return replace(exported, buffers=frozenset(buffers), fake=fake, train=train)
-
-
-def prepare(model: nn.Module, *, train: bool) -> None:
-    """Set the mode in which a model is traced; the model is changed.
-
-    With `train`, the model's own code is in train mode, so that outputs and heads which only
-    training uses are seen; torch's layers are in eval mode all the same (their labels do not
-    depend on it, and a batch norm in train mode would refuse maps of one position).
-    """
-    model.train(train)
-    if not train:
-        return
-    for module in model.modules():
-        if type(module).__module__.startswith("torch.nn."):
-            module.training = False
-
-
-def _restore_plain_attributes(model: nn.Module, bare: nn.Module) -> None:
-    """Plain tensor attributes are constants of the trace: they need their values."""
-    for (_, module), (_, twin) in zip(model.named_modules(), bare.named_modules(), strict=True):
-        for key, value in vars(module).items():
-            if isinstance(value, Tensor):
-                vars(twin)[key] = value.detach()
-
-
-def tensor_leaves(result: Any) -> list[Tensor]:
-    """Tensors in a result of any shape: nested containers, dataclasses, plain objects."""
-    found: list[Tensor] = []
-    pending: list[Any] = [result]
-    while pending:
-        item = pending.pop(0)
-        if isinstance(item, Tensor):
-            found.append(item)
-        elif isinstance(item, Mapping):
-            pending = list(item.values()) + pending
-        elif isinstance(item, (list, tuple)):
-            pending = list(item) + pending
-        elif hasattr(item, "__dict__") and not isinstance(item, (type, nn.Module)):
-            pending = list(vars(item).values()) + pending
-    return found
-
-
-class _CallRecorder:
-    """Hooks on every module that leave a probe operation on each tensor going in and out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.probes: list[Tensor] = []
-        self.num_outputs = 0
-        self.paths: list[str] = []
-        self.simple: list[bool] = []
-        self._stack: list[int] = []
-        self._names = {id(module): name for name, module in model.named_modules()}
-        self._model = model
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> _CallRecorder:
-        for module in self._model.modules():
-            self._handles.append(
-                module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
-            )
-            self._handles.append(module.register_forward_hook(self._leave))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
+    call = torch.func.functionalize(forward) if world.runner.functional else forward
+    handles = list(recorder.watch(bare))
+    try:
+        with world.context(), recorder:
+            results = call(state, tensors)
+    finally:
+        for handle in handles:
             handle.remove()
-
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = len(self.paths)
-        self.paths.append(self._names[id(module)])
-        self._stack.append(call)
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        self.simple.append(
-            len(args) == 1 and not kwargs and len(tensors) == 1 and tensors[0] is args[0]
-        )
-        self._mark(tensors, call, leaving=False)
-
-    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
-        call = self._stack.pop()
-        self.simple[call] = self.simple[call] and isinstance(result, Tensor)
-        self._mark(tensor_leaves(result), call, leaving=True)
-
-    def _mark(self, tensors: Sequence[Tensor], call: int, *, leaving: bool) -> None:
-        for tensor in tensors:
-            self.probes.append(torch.ops.eslkit.probe(tensor, call, leaving))
-
-
-def _collect(graph: fx.Graph, names: list[str], recorder: _CallRecorder) -> Exported:
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    parameters = dict(zip(placeholders, names, strict=False))
-    result = next(node for node in graph.nodes if node.op == "output").args[0]
-    outputs = tuple(result[: recorder.num_outputs])
-    nodes = list(graph.nodes)
-    position = {node: i for i, node in enumerate(nodes)}
-    entered: dict[int, list[fx.Node]] = {}
-    left: dict[int, list[fx.Node]] = {}
-    bounds: dict[int, tuple[int, int]] = {}
-    for node in nodes:
-        if node.target is torch.ops.eslkit.probe.default:
-            source, call, leaving = node.args
-            (left if leaving else entered).setdefault(call, []).append(source)
-            first, _ = bounds.get(call, (position[node], 0))
-            bounds[call] = (first, position[node] + 1)
-    calls = tuple(
-        Call(
-            number=call,
-            path=recorder.paths[call],
-            inputs=tuple(entered.get(call, ())),
-            outputs=tuple(left.get(call, ())),
-            simple=recorder.simple[call],
-            start=bounds[call][0],
-            stop=bounds[call][1],
-        )
-        for call in sorted(bounds)
-    )
+    if recorder.aliased:
+        raise AliasedWriteError
+    outputs = tuple(recorder.node_of(tensor) for tensor in results)
+    recorder.graph.output(outputs)
     return Exported(
-        graph=graph,
+        graph=recorder.graph,
         parameters=parameters,
-        inputs=tuple(placeholders[len(names) :]),
+        inputs=placed,
         outputs=outputs,
-        calls=calls,
-        owners=_owners(nodes, calls),
+        calls=tuple(_calls(recorder)),
+        owners=recorder.owners,
+        buffers=frozenset(dict(bare.named_buffers())),
+        runner=world.runner,
     )
 
 
-def _owners(nodes: list[fx.Node], calls: Sequence[Call]) -> dict[fx.Node, str]:
-    paths = [""] * len(nodes)
-    for call in calls:  # in order of entry: inner calls come later and overwrite
-        paths[call.start : call.stop] = [call.path] * (call.stop - call.start)
-    return dict(zip(nodes, paths, strict=True))
-
-
-def source_line(node: fx.Node) -> str:
-    """`file.py:12 'x = x + y'`: the line of the model's code that made `node`."""
-    lines = str(node.meta.get("stack_trace") or "").strip().splitlines()
-    heads = [i for i, line in enumerate(lines) if line.lstrip().startswith("File ")]
-    own = [i for i in heads if "/torch/" not in lines[i] and "/eslkit/graph/" not in lines[i]]
-    if not own:
-        return "source unknown"
-    i = own[-1]
-    parts = lines[i].split('"')
-    number = lines[i].split("line ")[1].split(",")[0]
-    code = lines[i + 1].strip() if i + 1 < len(lines) else ""
-    return f"{parts[1].rsplit('/', 1)[-1]}:{number} `{code}`"
+def _calls(recorder: Recorder) -> Iterator[Call]:
+    for number, mark in enumerate(recorder.marks):
+        if mark.inputs or mark.outputs:
+            inputs, outputs = tuple(mark.inputs), tuple(mark.outputs)
+            yield Call(number, mark.path, inputs, outputs, mark.simple, mark.start, mark.stop)

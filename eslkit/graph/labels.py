@@ -98,8 +98,6 @@ def _call(atoms: Atoms, node: fx.Node, values: dict[fx.Node, Any], exported: Exp
     if node.target is operator.getitem:
         source, index = node.args
         return values[source][index]  # type: ignore[index]
-    if node.target is torch.ops.eslkit.probe.default:
-        return Value(())
     target: Any = node.target
     if not hasattr(target, "_schema"):
         return None  # arithmetic on numbers

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eslkit.errors import InputError, ResizeError
 from eslkit.graph.channels import ChannelGraph
-from eslkit.graph.export import skeleton
+from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, trace_fully
 from eslkit.graph.values import Value, flat
 from eslkit.surgery.inherit import axis_maps, carry, copy_into, named_tensors, refresh
