@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from eslkit.errors import PlanError
 
-__all__ = ["PLAN_VERSION", "LayerInfo", "Plan", "Step", "fingerprint"]
+__all__ = ["PLAN_VERSION", "LayerInfo", "Plan", "Source", "Step", "fingerprint"]
 
 PLAN_VERSION = 1
 """The version of the plan's form that this release reads and writes."""
+
+
+def _positive(width: float | dict[str, float]) -> float | dict[str, float]:
+    numbers = width.values() if isinstance(width, dict) else (width,)
+    if not all(number > 0 for number in numbers):
+        raise ValueError("width multipliers must be greater than 0")
+    return width
+
+
+Width = Annotated[float | dict[str, float], AfterValidator(_positive)]
 
 
 class _Frozen(BaseModel):
@@ -50,10 +60,12 @@ class Step(_Frozen):
     """Place in the plan, counted from 1."""
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.+-]+$")
     """Short name: EL, CSL1, CSL2, ..., LSL1, ... as in the paper."""
-    phase: Literal["expand", "channels", "layers"]
-    """Expand-learning, channel-shrink-learning or layer-shrink-learning."""
+    phase: Literal["expand", "channels", "layers", "both"]
+    """Expand-learning, channel-shrink-learning, layer-shrink-learning, or both kinds of shrinking
+    in one step."""
     width: float | None = Field(default=None, gt=0)
-    """Width multiplier that the expansion uses; None in the shrinking steps."""
+    """Width multiplier that the expansion uses; None in the shrinking steps, and where each group
+    has one of its own."""
     depth: int = Field(default=0, ge=0)
     """Levels that the expansion inserts; 0 in the shrinking steps."""
     widths: dict[str, int] = {}
@@ -70,6 +82,11 @@ class Step(_Frozen):
     """Parameters of the network of this step."""
     macs: int = Field(ge=0)
     """Multiply-accumulates of one forward pass on the plan's inputs; FLOPs are twice that."""
+    peak_activation_bytes: int | None = Field(default=None, ge=0)
+    """Most bytes of activations alive at once in a forward pass without gradients."""
+    training_bytes: int | None = Field(default=None, ge=0)
+    """Estimate of what its training takes: weights, gradients, Adam's moments, and the activations
+    that autograd keeps, on the plan's inputs; None where it is not known."""
     iterations: int | None = Field(default=None, ge=1)
     """Optimizer updates planned for its training; None leaves them to the trainer."""
     seed: int = Field(default=0, ge=0)
@@ -82,6 +99,30 @@ class Step(_Frozen):
         """FLOPs of one forward pass on the plan's inputs."""
         return 2 * self.macs
 
+    @property
+    def training_flops(self) -> int | None:
+        """FLOPs of its whole training: a backward pass is taken for two forward passes."""
+        return None if self.iterations is None else 3 * self.flops * self.iterations
+
+
+class Source(_Frozen):
+    """The large model that a walk begins from."""
+
+    model: str
+    """Class path of the model, as `package.module.Class`."""
+    fingerprint: str
+    """SHA-256 over the keys, shapes and dtypes of its state_dict."""
+    parameters: int = Field(ge=0)
+    """Its parameters."""
+    macs: int = Field(ge=0)
+    """Multiply-accumulates of one forward pass on the plan's inputs."""
+    peak_activation_bytes: int | None = Field(default=None, ge=0)
+    """As in a step."""
+    training_bytes: int | None = Field(default=None, ge=0)
+    """As in a step."""
+    picture: tuple[LayerInfo, ...] = ()
+    """Its layers, in order of execution, for drawing."""
+
 
 class Plan(_Frozen):
     """What is meant: the steps from a small model up and back down to itself."""
@@ -90,14 +131,18 @@ class Plan(_Frozen):
     """Version of this form."""
     model: str
     """Class path of the model, as `package.module.Class`."""
-    width: float = Field(gt=0)
-    """Width multiplier of the expansion."""
+    source: Source | None = None
+    """The large model that the walk begins from; None where it begins from the small one, which
+    the first step expands."""
+    width: Width
+    """Width multiplier of the expansion, one for all or by pattern."""
     depth: int = Field(ge=0)
     """Levels that the expansion inserts."""
     init: str
     """Init policy of the shrinking steps."""
     granularity: str | int
-    """`fine`, `one-shot`, or the number of layers changed in a step."""
+    """`fine`, `one-shot`, `direct`, the number of layers changed in a step, `own` for steps that
+    the user listed, or the paper's name of the whole recipe."""
     expand_init: str
     """Init policy of the expansion."""
     protect: tuple[str, ...] = ()
@@ -106,10 +151,18 @@ class Plan(_Frozen):
     """Shapes of the example inputs that costs are counted on."""
     fingerprint: str
     """SHA-256 over the keys, shapes and dtypes of the small model's state_dict."""
+    ending: str = ""
+    """The same of the network that the last step leaves, where that is not the small model's."""
     base_parameters: int = Field(ge=0)
     """Parameters of the small model."""
     base_macs: int = Field(ge=0)
     """Multiply-accumulates of the small model on the plan's inputs."""
+    base_peak_activation_bytes: int | None = Field(default=None, ge=0)
+    """As in a step, of the small model."""
+    base_training_bytes: int | None = Field(default=None, ge=0)
+    """As in a step, of the small model."""
+    picture: tuple[LayerInfo, ...] = ()
+    """The layers of the small model; empty where the last step leaves the same."""
     steps: tuple[Step, ...]
     """The steps, in order."""
 

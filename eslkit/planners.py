@@ -2,344 +2,252 @@
 
 The fine planner follows the paper (Fig. 3): the whole network is expanded (EL), then the levels
 are narrowed from the bottleneck outwards (CSL), then the inserted levels are taken out, two
-layers at a time (LSL).
+layers at a time (LSL). Other orders are lists of what each step changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from eslkit.cost import cost
-from eslkit.errors import InputError, PlanError, ResizeError
-from eslkit.graph.channels import ChannelGraph, ChannelGroup
-from eslkit.graph.trace import Traced, trace_fully
-from eslkit.picture import picture_of
-from eslkit.plan import Plan, Step, fingerprint
-from eslkit.surgery.api import expand
-from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
+from eslkit.draft import Draft, Move, Planned
+from eslkit.errors import InputError, PlanError
+from eslkit.moves import StepEntry, StepList, find_groups, portions, reached, table_widths
 from eslkit.surgery.policies import Policy, policy_of
-from eslkit.surgery.resize import resize, resize_traced
 
-__all__ = ["apply_step", "make_plan"]
+__all__ = ["Choices", "Granularity", "plan_between", "plan_expansion", "plan_scratch"]
+
+Granularity = str | int | StepList
+"""`fine`, `one-shot`, `direct`, a number of layers a step, or the user's own list of steps."""
+
+_WORDS: dict[str, tuple[str, ...]] = {
+    "fine": ("fine channels", "fine layers"),
+    "one-shot": ("channels", "layers"),
+    "direct": ("direct",),
+}
+_ORDER = re.compile(r"(?P<by>fine |(?P<room>\d+) )?(?P<kind>channels|layers)|direct")
+"""Entries that are no names: all that is left of a kind, in one step or in several."""
 
 
-def make_plan(
+@dataclass(frozen=True)
+class Choices:
+    """What all planners are told."""
+
+    init: str | Policy = "first"
+    granularity: Granularity = "fine"
+    factor: float | None = None
+    """The least part of its width that a group keeps in one step."""
+    expand_init: str | Policy = "random"
+    example_inputs: Any = None
+    protect: tuple[str, ...] = ()
+    seed: int = 0
+    whole: bool = True
+    """Whether the plan must lead back to the model; otherwise it may end with the levels that
+    were inserted still in place."""
+    label: str = ""
+    """What the plan calls its granularity; empty for the granularity itself."""
+
+    def __post_init__(self) -> None:
+        _check_granularity(self.granularity)
+        policy_of(self.init)
+        policy_of(self.expand_init)
+        if self.factor is not None and not 0 < self.factor < 1:
+            raise InputError(
+                f"factor={self.factor}: expected a multiplier between 0 and 1, such as 0.75"
+            )
+
+    @property
+    def told(self) -> str | int:
+        """The granularity as the plan tells it."""
+        own = self.granularity if isinstance(self.granularity, (str, int)) else "own"
+        return self.label or own
+
+
+def plan_expansion(
     model: nn.Module,
     *,
-    width: float = 2,
+    width: float | Mapping[str, float] = 2,
     depth: int = 1,
-    init: str | Policy = "first",
-    granularity: str | int = "fine",
-    expand_init: str | Policy = "random",
-    example_inputs: Any = None,
-    protect: Sequence[str] = (),
-    iterations: int | None = None,
-    seed: int = 0,
-) -> Plan:
+    choices: Choices | None = None,
+) -> Planned:
     """Plan the walk from a small model up and back down to itself.
 
     Args:
         model: the small model; it is not touched.
-        width: multiplier of every group's width in the expansion.
+        width: multiplier of every group's width in the expansion, or a table of multipliers by
+            group, layer, pattern or level; groups that a table does not name keep their width.
         depth: levels that the expansion inserts.
-        init: policy of the shrinking steps.
-        granularity: "fine" (level by level from the bottleneck outwards, then two layers at a
-            time), "one-shot" (all channels in one step, all layers in another), or the number of
-            layers that a step may change.
-        expand_init: policy of the expansion.
-        example_inputs: as for `trace`.
-        protect: as for `trace`.
-        iterations: optimizer updates of every step; None leaves it to the trainer.
-        seed: every step's seed is derived from it.
+        choices: everything else.
 
     Returns:
         The plan; every step has been applied once, so it can be.
 
     Raises:
         InputError: a granularity or an argument that cannot be.
+        PlanError: the user's own steps do not lead back to the model.
         ResizeError: no order of steps leads back to the model.
         TraceError, DepthError: as for `expand`.
     """
-    _check(granularity, width, depth)
-    draft = _Draft(model, init, expand_init, tuple(protect), example_inputs, seed, iterations)
+    chosen = choices or Choices()
+    _check_expansion(width, depth)
+    draft = _draft(model, model, chosen)
     draft.expand(width, depth)
-    for names in _portions(draft.traced.graph, draft.targets, granularity):
-        draft.narrow(names)
-    draft.finish_narrowing()
-    parts = flatten_parts(draft.network)
-    each = (
-        parts
-        if granularity == "one-shot"
-        else max(1, granularity // 2)
-        if isinstance(granularity, int)
-        else 1
-    )
-    for done in range(0, parts, each):
-        draft.flatten(min(done + each, parts))
-    base = cost(model, example_inputs=draft.inputs)
-    return Plan(
-        model=f"{type(model).__module__}.{type(model).__qualname__}",
-        width=width,
-        depth=depth,
-        init=_name(init),
-        granularity=granularity,
-        expand_init=_name(expand_init),
-        protect=tuple(protect),
-        inputs=draft.input_shapes,
-        fingerprint=fingerprint(model),
-        base_parameters=base.parameters,
-        base_macs=base.macs,
-        steps=tuple(draft.steps),
-    )
+    return _carried_out(draft, chosen, width=width, depth=depth)
 
 
-def apply_step(
-    model: nn.Module,
-    step: Step,
-    *,
-    plan: Plan,
-    example_inputs: Any = None,
-    policies: Mapping[str, Policy] | None = None,
-) -> nn.Module:
-    """The network of a step, from the network before; a function of that and the step's seed.
+def plan_between(
+    source: nn.Module, *, target: nn.Module, choices: Choices | None = None
+) -> Planned:
+    """Plan the walk from a large model that exists down to a small one of the same form.
 
     Args:
-        model: the network before, the small model for the first step; it is not touched.
-        step: the step to take.
-        plan: the plan that it belongs to.
-        example_inputs: as for `trace`.
-        policies: policies by name, for plans that name the user's own.
+        source: the large model; it is not touched. It may have inserted levels.
+        target: the small model; it is not touched.
+        choices: everything else.
 
     Raises:
-        PlanError: the step does not fit the network.
-        ResizeError: the network cannot be resized so.
+        PlanError: the two are not of one form, or the steps do not lead from one to the other.
+        InputError, ResizeError, TraceError: as for `plan_expansion`.
     """
-    known = dict(policies or {})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step.seed)
-        if step.phase == "expand":
-            return expand(
-                model,
-                width=plan.width if step.width is None else step.width,
-                depth=step.depth,
-                init=known.get(step.init, step.init),
-                example_inputs=example_inputs,
-                protect=plan.protect,
-            )
-        if step.phase == "channels":
-            return resize(
-                model,
-                step.widths,
-                init=known.get(step.init, step.init),
-                example_inputs=example_inputs,
-                protect=plan.protect,
-            )
-        made = model
-        total = 2 * plan.depth
-        while total - flatten_parts(made) < step.flatten:
-            made, _ = flatten_step(made)
-        if made is model:
-            raise PlanError(
-                f"step {step.name} takes layers out, but {type(model).__name__} has no inserted "
-                "level left; make the plan again for this model"
-            )
-        return made
+    chosen = choices or Choices()
+    draft = _draft(source, target, chosen)
+    draft.start_from_source()
+    return _carried_out(draft, chosen, width=1.0, depth=draft.num_levels)
 
 
-def _check(granularity: str | int, width: float, depth: int) -> None:
-    fine = granularity in ("fine", "one-shot")
-    whole = isinstance(granularity, int) and not isinstance(granularity, bool) and granularity > 0
-    if not (fine or whole):
+def plan_scratch(model: nn.Module, *, depth: int = 0, choices: Choices | None = None) -> Planned:
+    """Plan one training of the model from random weights, with so many levels inserted.
+
+    Args:
+        model: the small model; it is not touched.
+        depth: levels to insert.
+        choices: everything else; the granularity does not count.
+    """
+    chosen = choices or Choices()
+    draft = _draft(model, model, chosen)
+    draft.expand(1, depth, name="scratch")
+    return draft.planned(width=1.0, depth=depth, granularity=chosen.told)
+
+
+def _draft(start: nn.Module, model: nn.Module, chosen: Choices) -> Draft:
+    return Draft(
+        start=start,
+        model=model,
+        init=chosen.init,
+        expand_init=chosen.expand_init,
+        protect=chosen.protect,
+        example_inputs=chosen.example_inputs,
+        seed=chosen.seed,
+    )
+
+
+def _carried_out(
+    draft: Draft, chosen: Choices, *, width: float | Mapping[str, float], depth: int
+) -> Planned:
+    for entry in _entries(chosen.granularity):
+        for move in _moves(draft, entry, chosen):
+            draft.shrink(move)
+    draft.finish(whole=chosen.whole)
+    return draft.planned(width=width, depth=depth, granularity=chosen.told)
+
+
+def _entries(granularity: Granularity) -> Iterator[StepEntry]:
+    """The entries of a list of steps; words for several of them are taken apart."""
+    if isinstance(granularity, int):
+        yield from (f"{granularity} channels", f"{granularity} layers")
+        return
+    for entry in [granularity] if isinstance(granularity, str) else granularity:
+        yield from _WORDS.get(entry, (entry,)) if isinstance(entry, str) else (entry,)
+
+
+def _moves(draft: Draft, entry: StepEntry, chosen: Choices) -> Iterator[Move]:
+    """What the steps of one entry change; each is yielded when the one before has been taken."""
+    if isinstance(entry, Mapping):
+        yield Move(table_widths(draft.graph, entry), told=str(dict(entry)))
+    elif isinstance(entry, str) and (order := _ORDER.fullmatch(entry)):
+        room = int(order["room"]) if order["room"] else None
+        if order["kind"] == "channels":
+            yield from _channel_moves(draft, room, chosen, whole=not order["by"])
+        elif order["kind"] == "layers":
+            yield from _layer_moves(draft, room, whole=not order["by"])
+        else:
+            yield Move(draft.targets, parts=draft.parts_left)
+    else:
+        names = [entry] if isinstance(entry, str) else list(entry)
+        yield Move(_named(draft, names), told=", ".join(names))
+
+
+def _channel_moves(
+    draft: Draft, room: int | None, chosen: Choices, *, whole: bool
+) -> Iterator[Move]:
+    """All channels that are left; with a factor in several rounds over the levels."""
+    while draft.targets:
+        before = draft.graph.widths
+        for names in portions(draft.graph, draft.targets, room=room, whole=whole):
+            widths = reached(draft.graph, names, draft.targets, chosen.factor)
+            final = all(widths[name] == draft.targets[name] for name in names)
+            yield Move(widths, refused="wait" if final else "skip")
+        if draft.graph.widths == before:
+            return
+
+
+def _layer_moves(draft: Draft, room: int | None, *, whole: bool) -> Iterator[Move]:
+    """The inserted levels, two layers at a time or all at once."""
+    left = draft.parts_left
+    each = left if whole else max(1, (room or 2) // 2)
+    for done in range(0, left, max(1, each)):
+        yield Move(parts=min(each, left - done))
+
+
+def _named(draft: Draft, names: Sequence[str]) -> dict[str, int]:
+    """The widths to come back to of the groups that these names stand for."""
+    targets = draft.targets
+    widths: dict[str, int] = {}
+    for name in names:
+        for group in find_groups(draft.graph, name):
+            for member in (group.name, *group.tied):
+                if member in targets:
+                    widths[member] = targets[member]
+    return widths
+
+
+def _check_expansion(width: float | Mapping[str, float], depth: int) -> None:
+    multipliers = list(width.values()) if isinstance(width, Mapping) else [width]
+    wrong = [number for number in multipliers if not number >= 1]
+    if wrong:
         raise InputError(
-            f"granularity={granularity!r} must be 'fine', 'one-shot', or a positive number of "
-            "layers a step"
+            f"width={wrong[0]} is below 1; an expansion has multipliers from 1, such as 2 or 1.5"
         )
-    if width <= 1 and depth < 1:
+    if all(number == 1 for number in multipliers) and depth < 1:
         raise InputError(
             f"width={width} and depth={depth} change nothing; expand in width (2) or depth (1)"
         )
 
 
-def _name(init: str | Policy) -> str:
-    policy_of(init)
-    return init if isinstance(init, str) else getattr(init, "__name__", "custom")
-
-
-@dataclass
-class _Draft:
-    """A walk in the making: the network reached so far, and the steps that led there."""
-
-    model: nn.Module
-    init: str | Policy
-    expand_init: str | Policy
-    protect: tuple[str, ...]
-    example_inputs: Any
-    seed: int
-    iterations: int | None
-
-    def __post_init__(self) -> None:
-        self.network = clone(self.model)
-        self.steps: list[Step] = []
-        self.targets: dict[str, int] = {}
-        """Widths to come back to, of the groups that the expansion widened."""
-        self.waiting: dict[str, int] = {}
-        """Widths that could not be reached alone, and are tried with the next step."""
-        self.traced = self._trace(self.network)
-        self.inputs: Any = self.traced.inputs or dict(self.traced.keywords)
-
-    @property
-    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the example inputs."""
-        leaves = [*self.traced.inputs, *self.traced.keywords.values()]
-        return tuple(tuple(x.shape) for x in leaves if isinstance(x, torch.Tensor))
-
-    def _trace(self, network: nn.Module) -> Traced:
-        return trace_fully(network, example_inputs=self.example_inputs, protect=self.protect)
-
-    def expand(self, width: float, depth: int) -> None:
-        """The first step: the expanded network; the widths to return to are noted."""
-        seed = self._seed()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            big = expand(
-                self.model,
-                width=width,
-                depth=depth,
-                init=self.expand_init,
-                example_inputs=self.example_inputs,
-                protect=self.protect,
-            )
-        deeper = deepen(self.model, levels=depth, example_inputs=self.example_inputs)
-        small = (self._trace(deeper) if depth else self.traced).graph.widths
-        self.network = big
-        self.traced = self._trace(big)
-        self.targets = {
-            name: small[name]
-            for name, now in self.traced.graph.widths.items()
-            if name in small and small[name] != now
-        }
-        self._add(
-            "EL",
-            "expand",
-            seed=seed,
-            init=_name(self.expand_init),
-            width=width,
-            depth=depth,
-            layers=_count_layers(self.traced.graph.resizable),
+def _check_granularity(granularity: object) -> None:
+    if isinstance(granularity, str):
+        known = granularity in _WORDS
+    elif isinstance(granularity, int):
+        known = not isinstance(granularity, bool) and granularity > 0
+    else:
+        known = isinstance(granularity, Sequence) and all(map(_is_entry, granularity))
+    if not known:
+        raise InputError(
+            f"granularity={granularity!r} must be 'fine', 'one-shot', 'direct', a positive number "
+            "of layers a step, or a list of steps: each a name, several names, or a table of "
+            "widths"
         )
-
-    def narrow(self, names: Sequence[str]) -> None:
-        """A channel step over these groups, with those that wait."""
-        widths = {**self.waiting, **{name: self.targets[name] for name in names}}
-        seed = self._seed()
-        try:
-            self._narrow_to(widths, seed)
-        except ResizeError as error:
-            self.waiting, self._refused = widths, error
-            return
-        self.waiting = {}
-
-    def finish_narrowing(self) -> None:
-        """Whatever still waits could not be reached in any order."""
-        if self.waiting:
-            raise self._refused
-
-    def _narrow_to(self, widths: Mapping[str, int], seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = resize_traced(self.network, self.traced, widths, init=self.init)
-        groups = [self.traced.graph.group(name) for name in widths]
-        self.network = network
-        self.traced = self._trace(network)
-        number = 1 + sum(step.phase == "channels" for step in self.steps)
-        self._add(
-            f"CSL{number}",
-            "channels",
-            seed=seed,
-            init=_name(self.init),
-            widths=dict(widths),
-            layers=_count_layers(groups),
-        )
-
-    def flatten(self, parts: int) -> None:
-        """A layer step, until so many parts of the inserted levels are out."""
-        seed = self._seed()
-        removed: list[str] = []
-        total = 2 * self.steps[0].depth
-        while total - flatten_parts(self.network) < parts:
-            self.network, gone = flatten_step(self.network)
-            removed.extend(gone)
-        self.traced = self._trace(self.network)
-        number = 1 + sum(step.phase == "layers" for step in self.steps)
-        self._add(
-            f"LSL{number}",
-            "layers",
-            seed=seed,
-            init=_name(self.init),
-            flatten=parts,
-            removed=tuple(removed),
-            layers=len(removed),
-        )
-
-    def _seed(self) -> int:
-        return self.seed * 1000 + len(self.steps) + 1
-
-    def _add(self, name: str, phase: Any, **what: Any) -> None:
-        price = cost(self.network, example_inputs=self.inputs)
-        self.steps.append(
-            Step(
-                index=len(self.steps) + 1,
-                name=name,
-                phase=phase,
-                parameters=price.parameters,
-                macs=price.macs,
-                iterations=self.iterations,
-                picture=picture_of(self.traced),
-                **what,
-            )
-        )
+    if isinstance(granularity, Sequence) and not granularity:
+        raise PlanError("granularity=[] lists no step; list what each step changes, or use 'fine'")
 
 
-def _count_layers(groups: Sequence[ChannelGroup]) -> int:
-    return len({producer for group in groups for producer in group.producers})
-
-
-def _portions(
-    graph: ChannelGraph, targets: Mapping[str, int], granularity: str | int
-) -> list[list[str]]:
-    """The groups of each channel step, the bottleneck first, groups that are tied together."""
-    ordered = sorted(
-        (group for group in graph.resizable if group.name in targets),
-        key=lambda group: -group.level,
-    )
-    units: list[list[ChannelGroup]] = []
-    placed: set[str] = set()
-    for group in ordered:
-        if group.name in placed:
-            continue
-        unit = [group, *(graph.group(name) for name in group.tied if name in targets)]
-        placed |= {member.name for member in unit}
-        units.append(unit)
-    portions: list[list[str]] = []
-    level: int | None = None
-    room = 0
-    for unit in units:
-        size = _count_layers(unit)
-        if granularity == "one-shot":
-            new = not portions
-        elif granularity == "fine":
-            new = unit[0].level != level
-        else:
-            new = not portions or room < size
-        if new:
-            portions.append([])
-            room = granularity if isinstance(granularity, int) else 0
-        level = unit[0].level
-        room -= size
-        portions[-1].extend(member.name for member in unit)
-    return portions
+def _is_entry(entry: object) -> bool:
+    if isinstance(entry, str):
+        return True
+    if isinstance(entry, Mapping):
+        return bool(entry) and all(isinstance(name, str) for name in entry)
+    return isinstance(entry, Sequence) and bool(entry) and all(isinstance(n, str) for n in entry)

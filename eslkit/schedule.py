@@ -13,20 +13,31 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from eslkit.budget import Iterations, spread
 from eslkit.draw import draw_plan
 from eslkit.driver import Callback, walk
 from eslkit.errors import InputError, PlanError
 from eslkit.files import write_atomically
+from eslkit.graph.trace import Traced
 from eslkit.manifest import StepRecord
 from eslkit.plan import Plan, Step, fingerprint
-from eslkit.planners import apply_step, make_plan
+from eslkit.planners import Choices, Granularity, plan_between, plan_expansion
+from eslkit.steps import apply_step
 from eslkit.store import RunStore
 from eslkit.surgery.depth import clone
 from eslkit.surgery.policies import Policy
 from eslkit.trainer import TrainerLike, as_trainer
 from eslkit.words import describe
 
-__all__ = ["Result", "Schedule", "StepRecord", "schedule"]
+__all__ = [
+    "Result",
+    "Schedule",
+    "StepRecord",
+    "check_model",
+    "own_policies",
+    "schedule",
+    "schedule_from",
+]
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,30 @@ class Schedule:
     """Inputs to follow the model's computation with, as for `trace`; None infers them."""
     policies: Mapping[str, Policy] = field(default_factory=dict[str, Policy])
     """The user's own init policies, by the name that the plan calls them by."""
+    source: nn.Module | None = None
+    """The large model that the walk begins from; None where it begins from the small one."""
+    traced: Mapping[int, Traced] = field(default_factory=dict[int, Traced])
+    """What planning has found out about the network before each step, so that a run need not."""
 
     def __post_init__(self) -> None:
+        self._check_source()
         if fingerprint(self.model) != self.plan.fingerprint:
             raise PlanError(
                 f"The plan was made for another model: {self.plan.model} with parameters of other "
                 f"names or shapes than those of this {type(self.model).__qualname__}. Make a plan "
                 "for this model with eslkit.schedule(...)."
+            )
+
+    def _check_source(self) -> None:
+        want = self.plan.source
+        if want is None and self.source is None:
+            return
+        if self.source is None or want is None or fingerprint(self.source) != want.fingerprint:
+            found = "none was" if self.source is None else f"a {type(self.source).__qualname__} was"
+            wanted = "the small model itself" if want is None else f"the large {want.model}"
+            raise PlanError(
+                f"The plan begins from {wanted}, and {found} passed as source=. Pass what it was "
+                "made for, or make a plan with eslkit.schedule_from(...)."
             )
 
     @property
@@ -134,18 +162,22 @@ class Schedule:
             TrainingError: the trainer raised, or weights or metrics are not finite.
         """
         network, records = walk(
-            self.model,
+            self.model if self.source is None else self.source,
             self.plan,
             surgery=self._surgery(),
             trainer=as_trainer(trainer),
             store=None if out is None else RunStore(out),
             callbacks=callbacks,
         )
-        if fingerprint(network) != self.plan.fingerprint:
+        if fingerprint(network) != (self.plan.ending or self.plan.fingerprint):
             raise PlanError(
                 f"The plan ends in a network of another form than {self.plan.model}: its last "
                 f"step {self.steps[-1].name} does not lead back to the model. Make the plan again."
             )
+        if self.source is not None and not self.plan.ending:
+            weights = network.state_dict()
+            network = clone(self.model)
+            network.load_state_dict(weights, strict=True)
         return Result(network, records, self.plan)
 
     def _surgery(self) -> Callable[[nn.Module, Step], nn.Module]:
@@ -156,6 +188,7 @@ class Schedule:
                 plan=self.plan,
                 example_inputs=self.example_inputs,
                 policies=self.policies,
+                traced=self.traced.get(step.index),
             )
 
         return surgery
@@ -164,30 +197,47 @@ class Schedule:
 def schedule(
     model: nn.Module,
     *,
-    width: float = 2,
+    width: float | Mapping[str, float] = 2,
     depth: int = 1,
     init: str | Policy = "first",
-    granularity: str | int = "fine",
+    granularity: Granularity = "fine",
+    factor: float | None = None,
     expand_init: str | Policy = "random",
     example_inputs: Any = None,
     protect: Sequence[str] = (),
-    iterations: int | None = None,
+    iterations: Iterations | None = None,
+    budget: float | None = None,
+    shares: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Schedule:
     """Plan the Expand-Shrink-Learning of a model.
 
     Args:
         model: the small model; it is copied and never touched.
-        width: width multiplier of the expansion.
+        width: width multiplier of the expansion; or a table of multipliers by group, layer,
+            pattern (`decoder.*`) or level (`level 3`), where the last that matches counts and
+            groups that none matches keep their width.
         depth: levels that the expansion inserts below the bottleneck.
         init: policy that carries weights into a smaller network (the paper's INIT1), by name
             or a callable of your own.
-        granularity: `fine` for the paper's order, `one-shot`, or a number of layers a step.
+        granularity: what each shrinking step changes. `fine`: the paper's order, a level at a
+            time from the bottleneck outwards, then two layers at a time. `one-shot`: all channels
+            in one step, all inserted layers in the next. `direct`: both in one step. A number:
+            layers a step. Or a list of steps, each of them
+            a name or several (groups, layers, modules, patterns, levels) that come back to their
+            widths; a table {name: channels as int, or multiplier as float}; or what is left, as
+            `channels`, `fine channels`, `layers`, `fine layers`, `fine`, `one-shot`.
+        factor: the least part of its width that a group keeps in one step, such as 0.75; the
+            levels are then visited several times. None narrows each group in one go.
         expand_init: policy that fills the expanded network.
         example_inputs: what the model is called with: a tensor, a tuple of positional
             arguments or a mapping of keyword arguments; None infers it.
         protect: names of groups, layers or parameters that keep their width.
-        iterations: optimizer updates of every step; None leaves them to the trainer.
+        iterations: optimizer updates of every step, by step name or pattern, or one number a
+            step; None leaves them to the trainer.
+        budget: instead, what the whole schedule may cost, in iterations of the small model;
+            every step gets an equal share of the FLOPs.
+        shares: with a budget, how large a step's share is, by step name or pattern.
         seed: seed of the whole schedule; every step gets one of its own from it.
 
     Returns:
@@ -195,30 +245,99 @@ def schedule(
 
     Raises:
         InputError: an argument cannot be used.
+        PlanError: your own steps do not lead back to the model.
         EslError: the model cannot be traced, widened or deepened.
     """
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(
-            f"The model is a {type(model).__name__}, expected a torch.nn.Module; pass an instance."
-        )
-    policies = _own_policies(init, expand_init)
-    plan = make_plan(
-        model,
-        width=width,
-        depth=depth,
+    check_model(model)
+    choices = Choices(
         init=init,
         granularity=granularity,
+        factor=factor,
         expand_init=expand_init,
         example_inputs=example_inputs,
         protect=tuple(protect),
-        iterations=iterations,
         seed=seed,
     )
-    return Schedule(clone(model), plan, example_inputs, policies)
+    policies = own_policies(init, expand_init)
+    made = plan_expansion(model, width=width, depth=depth, choices=choices)
+    plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
+    return Schedule(clone(model), plan, made.inputs, policies, traced=made.traced)
 
 
-def _own_policies(*inits: str | Policy) -> dict[str, Policy]:
-    """The user's own policies by name, as plans name them."""
+def schedule_from(
+    source: nn.Module,
+    *,
+    target: nn.Module,
+    init: str | Policy = "first",
+    granularity: Granularity = "fine",
+    factor: float | None = None,
+    example_inputs: Any = None,
+    protect: Sequence[str] = (),
+    iterations: Iterations | None = None,
+    budget: float | None = None,
+    shares: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Schedule:
+    """Plan the way down from a large model that exists to a small one of the same form.
+
+    Args:
+        source: the large model with the weights to begin from; it is copied and never touched.
+        target: the small model, for its architecture; its weights do not count. The two have the
+            same layers with other widths; `source` may have levels that eslkit inserted.
+        init: as for `schedule`, and so are all other arguments; a budget is counted in iterations
+            of `target`.
+        granularity: as for `schedule`.
+        factor: as for `schedule`.
+        example_inputs: with which both models run.
+        protect: as for `schedule`.
+        iterations: as for `schedule`.
+        budget: as for `schedule`.
+        shares: as for `schedule`.
+        seed: as for `schedule`.
+
+    Returns:
+        The schedule. It begins with the first shrinking step; its result is a model of `target`'s
+        class.
+
+    Raises:
+        PlanError: the two are not of one form, or your own steps do not lead from one to the other.
+        InputError: an argument cannot be used.
+        EslError: a model cannot be traced or narrowed.
+    """
+    check_model(source)
+    check_model(target)
+    choices = Choices(
+        init=init,
+        granularity=granularity,
+        factor=factor,
+        example_inputs=example_inputs,
+        protect=tuple(protect),
+        seed=seed,
+    )
+    made = plan_between(source, target=target, choices=choices)
+    plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
+    policies = own_policies(init)
+    return Schedule(clone(target), plan, made.inputs, policies, clone(source), made.traced)
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        InputError: it is not a torch.nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"The model is a {type(model).__name__}, expected a torch.nn.Module; pass an instance."
+        )
+
+
+def own_policies(*inits: str | Policy) -> dict[str, Policy]:
+    """The user's own policies by name, as plans name them.
+
+    Raises:
+        InputError: two of them have one name.
+    """
     policies: dict[str, Policy] = {}
     for init in inits:
         if isinstance(init, str):

@@ -17,8 +17,8 @@ from eslkit.driver import Event, walk
 from eslkit.files import write_atomically
 from eslkit.lightning import LightningTrainer
 from eslkit.plan import Plan, Step
-from eslkit.planners import apply_step
 from eslkit.schedule import Schedule, StepRecord, schedule
+from eslkit.steps import apply_step
 from eslkit.store import RunStore
 from eslkit.trainer import StepContext
 from eslkit.words import describe

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import eslkit
 from eslkit.plan import Plan
-from eslkit.planners import apply_step
+from eslkit.steps import apply_step
 from eslkit_tsdn.models.tsdn import TSDN
 from eslkit_tsdn.models.unet import SUNet, UNet
 

@@ -1,0 +1,123 @@
+"""How long every step trains: iterations by step, or one budget spread over the steps by FLOPs."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from eslkit.errors import InputError
+from eslkit.plan import Plan
+
+__all__ = ["Iterations", "spread"]
+
+T = TypeVar("T")
+
+Iterations = int | Mapping[str, int] | Sequence[int | None]
+"""Optimizer updates: of every step, by the step's name or pattern, or one number a step."""
+
+
+def spread(
+    plan: Plan,
+    *,
+    iterations: Iterations | None = None,
+    budget: float | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> Plan:
+    """A plan with the iterations of every step.
+
+    A budget is counted in iterations of the small model: `budget=80_000` lets the whole schedule
+    cost as many FLOPs as 80,000 iterations of training the small model do. Every step gets an
+    equal share of those FLOPs, so the larger its network the fewer its iterations.
+
+    Args:
+        plan: the plan; it is not changed.
+        iterations: updates of every step; or by the step's name (`EL`) or pattern (`CSL*`), where
+            the last one that matches counts and steps that none matches leave it to the trainer;
+            or one number a step, in order.
+        budget: iterations of the small model that cost as much as the whole schedule may.
+        shares: with a budget, how large a step's part of the FLOPs is, by name or pattern; 1 where
+            nothing is said.
+
+    Returns:
+        The plan with new iterations; the total cost never exceeds the budget, unless a step would
+        have less than one iteration.
+
+    Raises:
+        InputError: both ways at once, a step that is not there, or numbers that cannot be.
+    """
+    if budget is None:
+        if shares is not None:
+            raise InputError("shares= says how a budget is divided; pass budget= with it.")
+        return plan if iterations is None else _with(plan, _by_step(plan, iterations))
+    if iterations is not None:
+        raise InputError(
+            "iterations= and budget= exclude each other; pass what each step trains, or what all "
+            "of them cost."
+        )
+    return _with(plan, _by_flops(plan, budget, shares or {}))
+
+
+def _with(plan: Plan, counts: Sequence[int | None]) -> Plan:
+    steps = tuple(
+        step.model_copy(update={"iterations": count})
+        for step, count in zip(plan.steps, counts, strict=True)
+    )
+    return plan.model_copy(update={"steps": steps})
+
+
+def _by_step(plan: Plan, iterations: Iterations) -> list[int | None]:
+    if isinstance(iterations, Mapping):
+        found = _matched(plan, iterations, "iterations")
+        return [_count(found.get(step.name), step.name) for step in plan.steps]
+    if isinstance(iterations, int):
+        return [_count(iterations, step.name) for step in plan.steps]
+    if len(iterations) != len(plan.steps):
+        names = ", ".join(step.name for step in plan.steps)
+        raise InputError(
+            f"iterations= has {len(iterations)} numbers for {len(plan.steps)} steps ({names}); "
+            "pass one for each, or name them: iterations={'EL': 1000, 'CSL*': 500}."
+        )
+    return [_count(n, step.name) for n, step in zip(iterations, plan.steps, strict=True)]
+
+
+def _count(number: int | None, name: str) -> int | None:
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    if number is not None and (not whole or number < 1):
+        raise InputError(f"iterations={number!r} of step {name}: expected a whole number from 1.")
+    return number
+
+
+def _by_flops(plan: Plan, budget: float, shares: Mapping[str, float]) -> list[int]:
+    if not budget > 0:
+        raise InputError(f"budget={budget!r}: expected a positive number of iterations.")
+    free = [step.name for step in plan.steps if not step.macs]
+    if free or not plan.base_macs:
+        raise InputError(
+            f"budget={budget:g} cannot be spread by FLOPs: {', '.join(free) or 'the small model'} "
+            "has no convolution or matrix product to count. Pass iterations= instead."
+        )
+    given = _matched(plan, shares, "shares")
+    weights = [given.get(step.name, 1.0) for step in plan.steps]
+    wrong = [n for n, w in zip((s.name for s in plan.steps), weights, strict=True) if not w > 0]
+    if wrong:
+        raise InputError(f"shares= of {', '.join(wrong)}: expected positive numbers.")
+    each = budget * plan.base_macs / sum(weights)
+    return [
+        max(1, int(each * weight / step.macs))
+        for weight, step in zip(weights, plan.steps, strict=True)
+    ]
+
+
+def _matched(plan: Plan, table: Mapping[str, T], what: str) -> dict[str, T]:
+    """Step name -> value; the last pattern that matches counts."""
+    found: dict[str, T] = {}
+    for pattern, value in table.items():
+        hits = [step.name for step in plan.steps if fnmatch.fnmatchcase(step.name, pattern)]
+        if not hits:
+            raise InputError(
+                f"{what}=: no step is called {pattern!r}; the steps are "
+                f"{', '.join(step.name for step in plan.steps)}."
+            )
+        found.update(dict.fromkeys(hits, value))
+    return found

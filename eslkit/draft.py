@@ -1,0 +1,351 @@
+"""A walk in the making: the network reached so far, and the steps that led there.
+
+A planner says what each step changes; the draft takes the step, so that every step of a plan has
+been applied once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from eslkit.cost import cost
+from eslkit.errors import PlanError, ResizeError
+from eslkit.graph.channels import ChannelGraph
+from eslkit.graph.trace import Traced, trace_fully
+from eslkit.memory import training_bytes
+from eslkit.moves import count_layers, table_widths
+from eslkit.picture import picture_of
+from eslkit.plan import LayerInfo, Plan, Source, Step, fingerprint
+from eslkit.surgery.api import expand
+from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
+from eslkit.surgery.policies import Policy, policy_of
+from eslkit.surgery.resize import resize_traced
+
+__all__ = ["Draft", "Move", "Planned", "policy_name"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and what was found out on the way that a run needs again."""
+
+    plan: Plan
+    traced: Mapping[int, Traced]
+    """Step number -> the trace of the network that its surgery starts from."""
+    inputs: Any
+    """The example inputs, inferred where none were given."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """What one shrinking step changes."""
+
+    widths: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Group -> width after the step."""
+    parts: int = 0
+    """Parts of the inserted levels that the step takes out."""
+    refused: Literal["raise", "wait", "skip"] = "raise"
+    """What to do where the network cannot be resized so: say it, try again together with the next
+    step, or go on without."""
+    told: str = ""
+    """What the user called it, for errors."""
+
+
+class Draft:
+    """The network reached so far, the one to come back to, and the steps taken."""
+
+    def __init__(
+        self,
+        start: nn.Module,
+        model: nn.Module,
+        *,
+        init: str | Policy = "first",
+        expand_init: str | Policy = "random",
+        protect: Sequence[str] = (),
+        example_inputs: Any = None,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.network = clone(start)
+        self.inputs = example_inputs
+        self._init, self._expand_init = init, expand_init
+        self._protect, self._seed = tuple(protect), seed
+        self._steps: list[Step] = []
+        self._known: dict[int, Traced] = {}
+        self._source: Source | None = None
+        self._goal = model
+        """The small model with as many levels inserted as the network still has."""
+        self._goal_widths: dict[str, int] | None = None
+        self._waiting: dict[str, int] = {}
+        """Widths that could not be reached alone, and are tried with the next step."""
+        self._refused: ResizeError | None = None
+        self._parts_out = 0
+        self._traced = self._trace(self.network)
+        self.inputs = self._traced.inputs or dict(self._traced.keywords)
+        self._picture: tuple[LayerInfo, ...] = picture_of(self._traced)
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The channel graph of the network reached so far."""
+        return self._traced.graph
+
+    @property
+    def targets(self) -> dict[str, int]:
+        """Group -> the width to come back to, of the groups that have another one now."""
+        if self._goal_widths is None:
+            self._goal_widths = self._trace(self._goal).graph.widths
+        goal = self._goal_widths
+        return {n: goal[n] for n, now in self.graph.widths.items() if goal.get(n, now) != now}
+
+    @property
+    def parts_left(self) -> int:
+        """Steps of two layers that it takes to remove all inserted levels."""
+        return flatten_parts(self.network)
+
+    @property
+    def num_levels(self) -> int:
+        """Inserted levels of the network reached so far."""
+        return -(-self.parts_left // 2)
+
+    def start_from_source(self) -> None:
+        """Begin from a large model instead of expanding the small one."""
+        parts = self.parts_left
+        goal = deepen(self.model, levels=self.num_levels, example_inputs=self.inputs)
+        for _ in range(flatten_parts(goal) - parts):
+            goal, _ = flatten_step(goal)
+        _check_same_form(self.network, goal)
+        self._goal = goal
+        price = cost(self.network, example_inputs=self.inputs)
+        self._source = Source(
+            model=_class_path(self.network),
+            fingerprint=fingerprint(self.network),
+            parameters=price.parameters,
+            macs=price.macs,
+            peak_activation_bytes=price.peak_activation_bytes,
+            training_bytes=training_bytes(self.network, example_inputs=self.inputs),
+            picture=self._picture,
+        )
+        self._picture = picture_of(self._trace(self.model))
+
+    def expand(self, width: float | Mapping[str, float], depth: int, *, name: str = "EL") -> None:
+        """The first step: the expanded network; the widths to return to are noted."""
+        seed = self._next_seed()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            plain = self._expand_init if isinstance(self._expand_init, str) else "random"
+            deeper = deepen(self.model, levels=depth, init=plain, example_inputs=self.inputs)
+        before = self._trace(deeper) if depth else self._traced
+        self._goal, self._goal_widths = deeper, before.graph.widths
+        self.network = self._widened(deeper, before, width, depth, seed)
+        self._traced = self._trace(self.network)
+        widths = {n: w for n, w in self.graph.widths.items() if before.graph.widths.get(n, w) != w}
+        self._add(
+            name,
+            "expand",
+            before,
+            seed=seed,
+            init=policy_name(self._expand_init),
+            width=None if isinstance(width, Mapping) else width,
+            depth=depth,
+            widths=widths,
+            layers=count_layers(self.graph.resizable),
+        )
+
+    def _widened(
+        self,
+        deeper: nn.Module,
+        before: Traced,
+        width: float | Mapping[str, float],
+        depth: int,
+        seed: int,
+    ) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if isinstance(width, Mapping):
+                multipliers = {name: float(number) for name, number in width.items()}
+                widths = table_widths(before.graph, multipliers)
+                return resize_traced(deeper, before, widths, init=self._expand_init)
+            return expand(
+                self.model,
+                width=width,
+                depth=depth,
+                init=self._expand_init,
+                example_inputs=self.inputs,
+                protect=self._protect,
+            )
+
+    def shrink(self, move: Move) -> None:
+        """Take a step.
+
+        Raises:
+            PlanError: it changes nothing.
+            ResizeError: the network cannot be resized so.
+        """
+        now = self.graph.widths
+        asked = {**self._waiting, **move.widths}
+        widths = {name: new for name, new in asked.items() if new != now.get(name)}
+        if not widths and not move.parts:
+            if move.told:
+                raise PlanError(
+                    f"The step {move.told!r} changes nothing: what it names is as wide as it is to "
+                    "be by then. Leave it out, or name it earlier."
+                )
+            return
+        if self._waiting and self._refused and move.parts and not move.widths:
+            raise self._refused
+        seed = self._next_seed()
+        try:
+            self._take(widths, move.parts, seed)
+        except ResizeError as error:
+            if move.refused == "raise":
+                raise
+            if move.refused == "wait":
+                self._waiting, self._refused = widths, error
+            return
+        self._waiting = {}
+
+    def _take(self, widths: Mapping[str, int], parts: int, seed: int) -> None:
+        before, network = self._traced, self.network
+        groups = [before.graph.group(name) for name in widths]
+        if widths:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                network = resize_traced(network, before, widths, init=self._init)
+        removed: list[str] = []
+        for _ in range(parts):
+            network, gone = flatten_step(network)
+            removed.extend(gone)
+            self._goal, _ = flatten_step(self._goal)
+            self._goal_widths = None
+        self.network, self._traced = network, self._trace(network)
+        self._parts_out += parts
+        phase = "both" if widths and parts else "layers" if parts else "channels"
+        short = {"both": "SL", "layers": "LSL", "channels": "CSL"}[phase]
+        self._add(
+            f"{short}{1 + sum(step.phase == phase for step in self._steps)}",
+            phase,
+            before,
+            seed=seed,
+            init=policy_name(self._init),
+            widths=dict(widths),
+            flatten=self._parts_out if parts else 0,
+            removed=tuple(removed),
+            layers=count_layers(groups) + len(removed),
+        )
+
+    def finish(self, *, whole: bool) -> None:
+        """Check that the steps lead to where they should.
+
+        Raises:
+            ResizeError: some widths could not be reached in any order.
+            PlanError: something is left, or the network is of another form than the model.
+        """
+        if self._waiting and self._refused is not None:
+            raise self._refused
+        left = [f"{n} ({self.graph.widths[n]}, not {w})" for n, w in self.targets.items()]
+        if left:
+            more = f" and {len(left) - 4} more" if len(left) > 4 else ""
+            raise PlanError(
+                f"The steps do not lead back to {type(self.model).__name__}: groups "
+                f"{', '.join(left[:4])}{more} have other widths at the end. Add steps for them, or "
+                "'channels' for all that is left."
+            )
+        if whole and self.parts_left:
+            raise PlanError(
+                f"The steps do not lead back to {type(self.model).__name__}: inserted levels are "
+                "left at the end. Add 'layers', or 'fine layers' for two layers a step."
+            )
+        if whole:
+            _check_same_form(self.network, self.model, shapes=True)
+
+    def planned(
+        self, *, width: float | Mapping[str, float], depth: int, granularity: str | int
+    ) -> Planned:
+        """The plan, with what was found out on the way."""
+        base = cost(self.model, example_inputs=self.inputs)
+        own, last = fingerprint(self.model), fingerprint(self.network)
+        leaves = [*self._traced.inputs, *self._traced.keywords.values()]
+        plan = Plan(
+            model=_class_path(self.model),
+            source=self._source,
+            width=dict(width) if isinstance(width, Mapping) else width,
+            depth=depth,
+            init=policy_name(self._init),
+            granularity=granularity,
+            expand_init=policy_name(self._expand_init),
+            protect=self._protect,
+            inputs=tuple(tuple(x.shape) for x in leaves if isinstance(x, torch.Tensor)),
+            fingerprint=own,
+            ending="" if own == last else last,
+            base_parameters=base.parameters,
+            base_macs=base.macs,
+            base_peak_activation_bytes=base.peak_activation_bytes,
+            base_training_bytes=training_bytes(self.model, example_inputs=self.inputs),
+            picture=() if own == last else self._picture,
+            steps=tuple(self._steps),
+        )
+        return Planned(plan, self._known, self.inputs)
+
+    def _trace(self, network: nn.Module) -> Traced:
+        return trace_fully(network, example_inputs=self.inputs, protect=self._protect)
+
+    def _next_seed(self) -> int:
+        return self._seed * 1000 + len(self._steps) + 1
+
+    def _add(
+        self,
+        name: str,
+        phase: Literal["expand", "channels", "layers", "both"],
+        before: Traced,
+        **what: Any,
+    ) -> None:
+        price = cost(self.network, example_inputs=self.inputs)
+        index = len(self._steps) + 1
+        if before.exported.runner.kind != "real":  # then the trace hangs on no values
+            self._known[index] = before
+        self._steps.append(
+            Step(
+                index=index,
+                name=name,
+                phase=phase,
+                parameters=price.parameters,
+                macs=price.macs,
+                peak_activation_bytes=price.peak_activation_bytes,
+                training_bytes=training_bytes(self.network, example_inputs=self.inputs),
+                picture=picture_of(self._traced),
+                **what,
+            )
+        )
+
+
+def policy_name(init: str | Policy) -> str:
+    """What a plan calls a policy."""
+    policy_of(init)
+    return init if isinstance(init, str) else getattr(init, "__name__", "custom")
+
+
+def _class_path(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _check_same_form(network: nn.Module, other: nn.Module, *, shapes: bool = False) -> None:
+    """Raise unless the state_dicts have the same keys, and with `shapes` the same shapes."""
+    here, there = network.state_dict(), other.state_dict()
+    odd = sorted(here.keys() ^ there.keys())
+    if odd:
+        side = "large" if odd[0] in here else "small"
+        raise PlanError(
+            f"The large and the small model are not of one form: {odd[0]} is only in the {side} "
+            "one. Widths may differ, and levels that eslkit inserted; layers must be the same."
+        )
+    for key in here if shapes else ():
+        if here[key].shape != there[key].shape:
+            raise PlanError(
+                f"The steps end with {key} of shape {tuple(here[key].shape)}, the small model has "
+                f"{tuple(there[key].shape)}: a group that cannot be resized differs. "
+                "print(eslkit.trace(large)) tells why it is protected."
+            )

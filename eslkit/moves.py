@@ -1,0 +1,168 @@
+"""What each shrinking step changes: the order of the paper, or the user's own list.
+
+Everything here works on a channel graph and the widths to come back to; no network is touched.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+
+from eslkit.errors import InputError
+from eslkit.graph.channels import ChannelGraph, ChannelGroup
+
+__all__ = ["StepList", "count_layers", "find_groups", "portions", "reached", "table_widths"]
+
+StepEntry = str | Sequence[str] | Mapping[str, int | float]
+StepList = Sequence[StepEntry]
+"""The user's own steps: each a name, several names, or a table of widths."""
+
+_LEVEL = re.compile(r"level (\d+)")
+
+
+def count_layers(groups: Iterable[ChannelGroup]) -> int:
+    """Layers that produce the channels of these groups."""
+    return len({producer for group in groups for producer in group.producers})
+
+
+def portions(
+    graph: ChannelGraph, names: Iterable[str], *, room: int | None = None, whole: bool = False
+) -> list[list[str]]:
+    """The groups of each channel step: the bottleneck first, groups that are tied together.
+
+    Args:
+        graph: the graph of the network that is narrowed.
+        names: the groups that are not yet as wide as they are to be.
+        room: layers a step; None takes a level at a time, as the paper does.
+        whole: one step for all.
+    """
+    wanted = set(names)
+    made: list[list[str]] = []
+    level: int | None = None
+    left = 0
+    for unit in _units(graph, wanted):
+        size = count_layers(unit)
+        if whole:
+            new = not made
+        elif room is None:
+            new = unit[0].level != level
+        else:
+            new = not made or left < size
+        if new:
+            made.append([])
+            left = room or 0
+        level = unit[0].level
+        left -= size
+        made[-1].extend(member.name for member in unit)
+    return made
+
+
+def _units(graph: ChannelGraph, wanted: set[str]) -> list[list[ChannelGroup]]:
+    """Groups that can only change together, those of the lowest resolution first."""
+    ordered = sorted((g for g in graph.resizable if g.name in wanted), key=lambda g: -g.level)
+    units: list[list[ChannelGroup]] = []
+    placed: set[str] = set()
+    for group in ordered:
+        if group.name not in placed:
+            unit = [group, *(graph.group(name) for name in group.tied if name in wanted)]
+            placed |= {member.name for member in unit}
+            units.append(unit)
+    return units
+
+
+def reached(
+    graph: ChannelGraph, names: Sequence[str], targets: Mapping[str, int], factor: float | None
+) -> dict[str, int]:
+    """The widths after a step over these groups: their targets, or a part of the way there.
+
+    Args:
+        graph: the graph of the network that is narrowed.
+        names: the groups of the step.
+        targets: the widths to come back to.
+        factor: the least part of its width that a group keeps in one step; None for any.
+    """
+    if factor is None:
+        return {name: targets[name] for name in names}
+    widths: dict[str, int] = {}
+    for unit in _units(graph, set(names)):
+        ratio = max(Fraction(targets[g.name], g.width) for g in unit)
+        if ratio < Fraction(factor):
+            ratio = _common_ratio(unit, factor, ratio)
+            widths |= {g.name: max(targets[g.name], int(g.width * ratio)) for g in unit}
+        else:
+            widths |= {g.name: targets[g.name] for g in unit}
+    return widths
+
+
+def _common_ratio(unit: Sequence[ChannelGroup], factor: float, least: Fraction) -> Fraction:
+    """The smallest ratio from `factor` up that gives whole widths for all tied groups."""
+    first = unit[0].width
+    for width in range(-(-first * Fraction(factor) // 1), first):
+        ratio = Fraction(width, first)
+        if all((group.width * ratio).denominator == 1 for group in unit):
+            return ratio
+    return least
+
+
+def find_groups(graph: ChannelGraph, name: str) -> tuple[ChannelGroup, ...]:
+    """The resizable groups that a name stands for.
+
+    Args:
+        graph: the graph to look in.
+        name: a group, a layer or a module that makes the channels, a pattern such as `decoder.*`,
+            or a level such as `level 3`.
+
+    Raises:
+        InputError: there is none.
+    """
+    level = _LEVEL.fullmatch(name)
+    if level is not None:
+        found = tuple(group for group in graph.resizable if group.level == int(level[1]))
+    else:
+        found = tuple(group for group in graph.resizable if _matches(group, name))
+    if not found:
+        raise InputError(
+            f"{graph.model} has no channel group, layer or level {name!r} that can be resized; "
+            "print(eslkit.trace(model)) lists the groups, with why some are protected."
+        )
+    return found
+
+
+def _matches(group: ChannelGroup, pattern: str) -> bool:
+    if group.name == pattern:
+        return True
+    for layer in group.producers:
+        parents = (layer[:i] for i, letter in enumerate(layer) if letter == ".")
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (layer, *parents)):
+            return True
+    return False
+
+
+def table_widths(graph: ChannelGraph, table: Mapping[str, int | float]) -> dict[str, int]:
+    """Group -> width, from a table by name or pattern; the last one that matches counts.
+
+    Args:
+        graph: the graph to look in.
+        table: a name as for `find_groups` -> a whole number of channels, or a float: the multiplier
+            of the present width.
+
+    Raises:
+        InputError: a name that is not there, or a number that cannot be.
+    """
+    widths: dict[str, int] = {}
+    for name, value in table.items():
+        if isinstance(value, bool) or not value > 0:
+            raise InputError(
+                f"width {value!r} of {name!r}: expected a positive number of channels (96), or a "
+                "multiplier (0.75)."
+            )
+        for group in find_groups(graph, name):
+            scaled = max(1, round(group.width * value))
+            widths[group.name] = value if isinstance(value, int) else scaled
+    for name, new in tuple(widths.items()):
+        group = graph.group(name)
+        for other in (graph.group(tied) for tied in group.tied):
+            widths.setdefault(other.name, round(other.width * new / group.width))
+    return {name: new for name, new in widths.items() if new != graph.group(name).width}

@@ -1,0 +1,85 @@
+"""One step's surgery: the network of a step, from the network before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from eslkit.errors import PlanError
+from eslkit.graph.trace import Traced, trace_fully
+from eslkit.plan import Plan, Step
+from eslkit.surgery.api import expand
+from eslkit.surgery.depth import deepen, flatten_parts, flatten_step
+from eslkit.surgery.policies import Policy
+from eslkit.surgery.resize import resize_traced
+
+__all__ = ["apply_step", "flattened"]
+
+
+def apply_step(
+    model: nn.Module,
+    step: Step,
+    *,
+    plan: Plan,
+    example_inputs: Any = None,
+    policies: Mapping[str, Policy] | None = None,
+    traced: Traced | None = None,
+) -> nn.Module:
+    """The network of a step, from the network before; a function of that and the step's seed.
+
+    Args:
+        model: the network before, the small model for the first step; it is not touched.
+        step: the step to take.
+        plan: the plan that it belongs to.
+        example_inputs: as for `trace`.
+        policies: policies by name, for plans that name the user's own.
+        traced: what tracing a network of the form of `model` (for an expansion: of `model`
+            deepened) has found, where that is known; it is then not traced again.
+
+    Raises:
+        PlanError: the step does not fit the network.
+        ResizeError: the network cannot be resized so.
+    """
+    init = dict(policies or {}).get(step.init, step.init)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step.seed)
+        if step.phase == "expand" and not step.widths:
+            return expand(
+                model,
+                width=1 if isinstance(plan.width, dict) else step.width or plan.width,
+                depth=step.depth,
+                init=init,
+                example_inputs=example_inputs,
+                protect=plan.protect,
+            )
+        made = model
+        if step.phase == "expand":
+            name = init if isinstance(init, str) else "random"
+            made = deepen(model, levels=step.depth, init=name, example_inputs=example_inputs)
+        if step.widths:
+            known = traced or trace_fully(made, example_inputs=example_inputs, protect=plan.protect)
+            made = resize_traced(made, known, step.widths, init=init)
+        if step.flatten:
+            made = flattened(made, step, plan)
+        return made
+
+
+def flattened(model: nn.Module, step: Step, plan: Plan) -> nn.Module:
+    """The network with inserted levels taken out, as far as the step wants it.
+
+    Raises:
+        PlanError: no inserted level is left.
+    """
+    total = max((each.flatten for each in plan.steps), default=0)
+    made, left = model, total - step.flatten
+    while flatten_parts(made) > left:
+        made, _ = flatten_step(made)
+    if made is model:
+        raise PlanError(
+            f"step {step.name} takes layers out, but {type(model).__name__} has no inserted "
+            "level left; make the plan again for this model"
+        )
+    return made
