@@ -143,8 +143,9 @@ def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
 
 def _where(node: fx.Node, exported: Exported) -> str:
     target: Any = node.target
+    line = source_line(node)
     owner = exported.owners[node] or "the model"
-    return f"{target.overloadpacket.__name__} in {owner} ({source_line(node)})"
+    return f"{target.overloadpacket.__name__} in {owner}" + (f" ({line})" if line else "")
 
 
 def _values(value: Any) -> Iterator[Value]:

@@ -9,6 +9,7 @@ base of which is read afterwards) needs true functionalization: then `AliasedWri
 
 from __future__ import annotations
 
+import functools
 import inspect
 import linecache
 import operator
@@ -151,7 +152,7 @@ class Recorder(TorchDispatchMode):
         if written:
             target, named = _functional(func, named)
         node = self.graph.create_node("call_function", target, tuple(nodes), named)
-        node.meta["source"] = _source(inspect.currentframe())
+        node.meta["source"] = _source(inspect.currentframe().f_back)  # type: ignore[union-attr]
         self._new(node, result)
         for tensor in written:
             held = self._held[tensor]
@@ -235,28 +236,32 @@ def _functional(func: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _source(frame: FrameType | None) -> tuple[str, int] | None:
-    """File and line of the nearest frame outside torch and this folder."""
-    while frame is not None and _foreign(frame.f_code.co_filename):
+    """File and line of the nearest frame outside torch; None where all is torch's own code."""
+    while frame is not None:
+        side = _side(frame.f_code.co_filename)
+        if side != "torch":
+            return (frame.f_code.co_filename, frame.f_lineno) if side == "model" else None
         frame = frame.f_back
-    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
+    return None
 
 
-_FOREIGN: dict[str, bool] = {}
-
-
-def _foreign(file: str) -> bool:
-    found = _FOREIGN.get(file)
-    if found is None:
-        place = file.replace("\\", "/")
-        found = _FOREIGN[file] = "/torch/" in place or "/eslkit/graph/" in place
-    return found
+@functools.cache
+def _side(file: str) -> str:
+    """Whose code a file holds: torch's, ours (where the run was started), or the model's."""
+    place = file.replace("\\", "/")
+    if "/torch/" in place:
+        return "torch"
+    return "ours" if "/eslkit/graph/" in place else "model"
 
 
 def source_line(node: fx.Node) -> str:
-    """`file.py:12 'x = x + y'`: the line of the model's code that made `node`."""
+    """`file.py:12 'x = x + y'`: the line of the model's code that made `node`.
+
+    Empty where a layer of torch made it without any code of the model's.
+    """
     found = node.meta.get("source")
     if found is None:
-        return "source unknown"
+        return ""
     file, number = found
     return f"{file.rsplit('/', 1)[-1]}:{number} `{linecache.getline(file, number).strip()}`"
 

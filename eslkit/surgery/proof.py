@@ -145,7 +145,8 @@ class _Watch:
         )
         value = node.meta["val"]
         if self._same and isinstance(value, Tensor):
-            self._compare(tuple(value.shape), operations[number][1], source_line(node))
+            where = source_line(node) or f"{node.target} in {self.recorder.owners[node] or 'it'}"
+            self._compare(tuple(value.shape), operations[number][1], where)
         self.progress += 1
 
     def _call(self, number: int, results: list[Tensor]) -> None:

@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eslkit.errors import InputError, ResizeError
+from eslkit.errors import ResizeError
 from eslkit.graph.channels import ChannelGraph
 from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, trace_fully
 from eslkit.graph.values import Value, flat
-from eslkit.surgery.inherit import axis_maps, carry, copy_into, named_tensors, refresh
-from eslkit.surgery.integers import apply_edits
+from eslkit.surgery.inherit import (
+    axis_maps,
+    bound,
+    carry,
+    copy_into,
+    named_tensors,
+    refined,
+    refresh,
+)
+from eslkit.surgery.integers import Edit, apply_edits
 from eslkit.surgery.policies import Policy, policy_of
 from eslkit.surgery.policies import random as random_policy
 from eslkit.surgery.proof import Failure, prove
-from eslkit.surgery.sizes import Sizes, check_widths, scaled_widths
+from eslkit.surgery.sizes import Sizes
+from eslkit.surgery.widths import check_widths, scaled_widths, widths_towards
 
-__all__ = ["ResizeWarning", "inherit", "resize", "resize_traced", "scale"]
+__all__ = [
+    "Prepared",
+    "ResizeWarning",
+    "build_resized",
+    "inherit",
+    "prepare_possible",
+    "prepare_resize",
+    "resize",
+    "resize_traced",
+    "scale",
+    "warn_kept",
+]
 
 _ROUNDS = 12
 
@@ -60,17 +81,70 @@ def resize(
     return resize_traced(model, traced, widths, init=init)
 
 
-def resize_traced(
-    model: nn.Module, traced: Traced, widths: Mapping[str, int], *, init: str | Policy
-) -> nn.Module:
-    """As `resize`, for a model that has been traced already."""
-    policy = policy_of(init)
+@dataclass(frozen=True)
+class Prepared:
+    """A resize that has been proved: what `build_resized` needs beside the model's weights."""
+
+    sizes: Sizes
+    edits: tuple[Edit, ...]
+
+
+def prepare_resize(model: nn.Module, traced: Traced, widths: Mapping[str, int]) -> Prepared:
+    """Prove that a traced model can have these widths.
+
+    Args:
+        model: the model, or one of the same architecture; its weights do not count.
+        traced: what `trace_fully` found.
+        widths: group name -> number of channels.
+
+    Raises:
+        InputError: no such group, or a width that is not a positive integer.
+        ResizeError: a protected group, widths that cannot go together, or a model whose own code
+            does not run at these widths.
+    """
     check_widths(traced.graph, widths)
     sizes = Sizes(traced, widths)
     edits, failure = prove(model, sizes)
     if failure is not None:
         raise ResizeError(_refusal(type(model).__name__, widths, failure))
-    return _build(model, sizes, edits, policy)
+    return Prepared(sizes, edits)
+
+
+def prepare_possible(
+    model: nn.Module, traced: Traced, widths: Mapping[str, int]
+) -> tuple[Prepared, dict[str, str]]:
+    """As `prepare_resize`, but groups whose resize fails keep their width.
+
+    Returns:
+        What could be proved, and the groups that keep their width with the reason.
+
+    Raises:
+        ResizeError: the model does not run at other widths, and nothing tells which group it is.
+    """
+    wanted, kept = dict(widths), dict[str, str]()
+    refusal = ""
+    for _ in range(_ROUNDS):
+        _drop_impossible(traced.graph, wanted, kept)
+        sizes = Sizes(traced, wanted)
+        edits, failure = prove(model, sizes)
+        if failure is None:
+            return Prepared(sizes, edits), kept
+        refusal = _refusal(type(model).__name__, wanted, failure)
+        blamed = _blamed(traced, sizes, failure)
+        if not blamed:
+            break
+        for name in blamed:
+            kept[name] = f"{failure.path or 'the model'}: {failure.text}"
+            wanted.pop(name, None)
+    raise ResizeError(refusal)
+
+
+def resize_traced(
+    model: nn.Module, traced: Traced, widths: Mapping[str, int], *, init: str | Policy
+) -> nn.Module:
+    """As `resize`, for a model that has been traced already."""
+    policy = policy_of(init)
+    return build_resized(model, prepare_resize(model, traced, widths), init=policy)
 
 
 def _refusal(model: str, widths: Mapping[str, int], failure: Failure) -> str:
@@ -83,38 +157,32 @@ def _refusal(model: str, widths: Mapping[str, int], failure: Failure) -> str:
 
 
 def scale(
-    model: nn.Module, factor: float, *, init: str | Policy, example_inputs: Any, protect: Any
+    model: nn.Module,
+    factor: float,
+    *,
+    init: str | Policy,
+    example_inputs: Any,
+    protect: Any,
+    divisor: int = 1,
 ) -> nn.Module:
     """Every resizable group's width times `factor`; groups whose resize fails keep theirs."""
-    traced = trace_fully(model, example_inputs=example_inputs, protect=protect)
-    widths = scaled_widths(traced.graph, factor)
     policy = policy_of(init)
-    kept: dict[str, str] = {}
-    refusal = ""
-    for _ in range(_ROUNDS):
-        _drop_impossible(traced.graph, widths, kept)
-        sizes = Sizes(traced, widths)
-        edits, failure = prove(model, sizes)
-        if failure is None:
-            break
-        refusal = _refusal(type(model).__name__, widths, failure)
-        blamed = _blamed(traced, sizes, failure)
-        if not blamed:
-            raise ResizeError(refusal)
-        for name in blamed:
-            kept[name] = f"{failure.path or 'the model'}: {failure.text}"
-            widths.pop(name, None)
-    else:
-        raise ResizeError(refusal)
+    traced = trace_fully(model, example_inputs=example_inputs, protect=protect)
+    widths = scaled_widths(traced.graph, factor, divisor=divisor)
+    prepared, kept = prepare_possible(model, traced, widths)
+    warn_kept(kept, len(traced.graph.resizable), stacklevel=4)
+    return build_resized(model, prepared, init=policy)
+
+
+def warn_kept(kept: Mapping[str, str], total: int, *, stacklevel: int) -> None:
+    """Say which groups keep their width, and why; nothing where there are none."""
     if kept:
         lines = "; ".join(f"{name} ({reason})" for name, reason in list(kept.items())[:5])
         warnings.warn(
-            f"{len(kept)} of {len(traced.graph.resizable)} channel groups keep their width: "
-            f"{lines}",
+            f"{len(kept)} of {total} channel groups keep their width: {lines}",
             ResizeWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
-    return _build(model, sizes, edits, policy)
 
 
 def _drop_impossible(graph: ChannelGraph, widths: dict[str, int], kept: dict[str, str]) -> None:
@@ -160,8 +228,16 @@ def _blamed(traced: Traced, sizes: Sizes, failure: Failure) -> set[str]:
     return found
 
 
-def _build(model: nn.Module, sizes: Sizes, edits: Any, policy: Policy) -> nn.Module:
-    before = named_tensors(model)
+def build_resized(model: nn.Module, prepared: Prepared, *, init: str | Policy) -> nn.Module:
+    """Make the network that has been proved, with weights from `model`.
+
+    Args:
+        model: of the architecture that was traced; it is not touched.
+        prepared: what `prepare_resize` gave.
+        init: as for `resize`.
+    """
+    policy = bound(policy_of(init), model)
+    sizes, before = prepared.sizes, named_tensors(model)
     names = {id(tensor): name for name, tensor in before.items()}
 
     def make(tensor: Tensor) -> Tensor:
@@ -172,7 +248,7 @@ def _build(model: nn.Module, sizes: Sizes, edits: Any, policy: Policy) -> nn.Mod
         return torch.empty(shape, dtype=tensor.dtype)
 
     made = skeleton(model, make)
-    apply_edits(made, edits)
+    apply_edits(made, prepared.edits)
     maps = axis_maps(sizes, before, policy)
     everything = policy is random_policy
     if everything or any(bool(axis_map.fresh.any()) for axis_map in maps.values()):
@@ -186,6 +262,7 @@ def _build(model: nn.Module, sizes: Sizes, edits: Any, policy: Policy) -> nn.Mod
     for name, tensor in named_tensors(made).items():
         if tensor.device != before[name].device:
             tensor.data = tensor.data.to(before[name].device)
+    refined(policy, made, model, sizes, maps)
     return made
 
 
@@ -209,25 +286,7 @@ def inherit(
     """
     traced = trace_fully(source, example_inputs=example_inputs)
     want, have = named_tensors(target), named_tensors(source)
-    odd = sorted(want.keys() ^ have.keys())
-    if odd:
-        side = "target" if odd[0] in want else "source"
-        raise ResizeError(
-            f"target and source are not of one form: {odd[0]} is only in the {side}; take "
-            "inserted levels out first, or expand the target in the same way"
-        )
-    widths: dict[str, int] = {}
-    for group in traced.graph.resizable:
-        new = _width_in(group.spans, traced.graph, want, have, group.width)
-        if new is None:
-            span = group.spans[0]
-            raise ResizeError(
-                f"{span.parameter} has shape {tuple(want[span.parameter].shape)} in the target and "
-                f"{tuple(have[span.parameter].shape)} in the source; no width of group "
-                f"{group.name} makes one from the other"
-            )
-        if new != group.width:
-            widths[group.name] = new
+    widths = widths_towards(traced.graph, want, have)
     made = resize_traced(source, traced, widths, init=init)
     values = named_tensors(made)
     for name, tensor in want.items():
@@ -237,21 +296,3 @@ def inherit(
                 f"{tuple(values[name].shape)}: the two are not of one form"
             )
     return copy_into(target, values)
-
-
-def _width_in(
-    spans: Any,
-    graph: ChannelGraph,
-    want: Mapping[str, Tensor],
-    have: Mapping[str, Tensor],
-    old: int,
-) -> int | None:
-    """The group's width in the target, from an axis that it has to itself."""
-    for span in spans:
-        size, before = want[span.parameter].shape[span.axis], have[span.parameter].shape[span.axis]
-        times = sum(s.inner for s in spans if (s.parameter, s.axis) == (span.parameter, span.axis))
-        if before == old * times:
-            return int(size // times) if size % times == 0 else None
-    if all(want[s.parameter].shape == have[s.parameter].shape for s in spans):
-        return old
-    raise InputError(f"group of {graph.model} shares every axis with others; use resize instead")

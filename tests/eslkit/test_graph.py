@@ -306,7 +306,9 @@ def test_factors_that_cannot_be() -> None:
 
 def test_a_norm_says_which_totals_it_can_divide() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.Conv2d(8, 3, 1))
-    with pytest.raises(ResizeError, match=r"divides 7 channels .*4 groups; .* are 4 and 8"):
+    with pytest.raises(
+        ResizeError, match=r"cannot divide 7 channels \(0=7\) into 4 groups; .* are 6 and 8"
+    ):
         eslkit.resize(model, {"0": 7}, init="first", example_inputs=X)
 
 

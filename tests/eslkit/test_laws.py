@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import eslkit
 from eslkit.errors import ResizeError
 from eslkit.graph.channels import ChannelGraph
-from eslkit.surgery.sizes import check_widths
+from eslkit.surgery.widths import check_widths
 from tests.eslkit.networks import Form, forms
 from tests.tolerances import MASKED, PRESERVED
 
