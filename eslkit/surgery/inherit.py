@@ -12,10 +12,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from eslkit.errors import ResizeError
-from eslkit.surgery.policies import GroupChange, Policy
+from eslkit.graph.channels import ChannelSpan
+from eslkit.surgery.axes import AxisMap, ChannelMap, Piece
+from eslkit.surgery.policies.change import (
+    AxisChange,
+    GroupChange,
+    MapsWholeAxes,
+    NeedsModel,
+    Policy,
+    RefinesWeights,
+)
 from eslkit.surgery.sizes import Sizes
 
-__all__ = ["AxisMap", "axis_maps", "carry", "named_tensors", "refresh"]
+__all__ = ["axis_maps", "bound", "carry", "copy_into", "named_tensors", "refined", "refresh"]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -23,123 +32,121 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-@dataclass(frozen=True)
-class _Map:
-    """One group's map, told apart: a selection (exact, cheap), or a mixture."""
+def bound(policy: Policy, model: nn.Module) -> Policy:
+    """The policy for one network: those that look at all of it do so now."""
+    return policy.bind(model) if isinstance(policy, NeedsModel) else policy
 
-    matrix: Tensor
-    """(new, old) float64."""
-    index: Tensor | None
-    """Old channel of each new one, -1 for a fresh one; None where channels are mixed."""
-    scale: Tensor | None
-    """Factor of each new channel; None where all are 1."""
 
-    @staticmethod
-    def of(matrix: Tensor) -> _Map:
-        matrix = matrix.to(torch.float64)
-        taken = matrix != 0
-        if (taken.sum(dim=1) > 1).any():
-            return _Map(matrix, None, None)
-        index = torch.where(taken.any(dim=1), taken.int().argmax(dim=1), -1)
-        scale = matrix.sum(dim=1)
-        plain = bool(((scale == 1) | (index < 0)).all())
-        return _Map(matrix, index, None if plain else torch.where(index < 0, 1.0, scale))
-
-    @property
-    def fresh(self) -> Tensor:
-        """Which new channels take nothing over."""
-        return (self.matrix == 0).all(dim=1)
+def refined(
+    policy: Policy,
+    made: nn.Module,
+    model: nn.Module,
+    sizes: Sizes,
+    maps: Mapping[tuple[str, int], AxisMap],
+) -> None:
+    """Let a policy that wants to go over the new network's weights; `made` is changed."""
+    if isinstance(policy, RefinesWeights):
+        policy.refine(made, model, sizes, maps)
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A stretch of an axis: `size` old positions from `start`, kept, or mapped by a group."""
+class _GroupMaps:
+    """A group's maps, told apart."""
 
-    start: int
-    size: int
-    inner: int = 1
-    change: _Map | None = None
+    producer: ChannelMap
+    consumer: ChannelMap
+    spans: Mapping[ChannelSpan, ChannelMap]
 
+    def of(self, span: ChannelSpan, *, gradients: bool) -> ChannelMap:
+        """The map that a span gets: the one place where it is chosen.
 
-@dataclass(frozen=True)
-class AxisMap:
-    """How one axis of one tensor comes from the axis before."""
-
-    pieces: tuple[_Piece, ...]
-
-    @property
-    def fresh(self) -> Tensor:
-        """Which new positions take nothing over."""
-        return torch.cat(
-            [
-                piece.change.fresh.repeat_interleave(piece.inner)
-                if piece.change is not None
-                else torch.zeros(piece.size, dtype=torch.bool)
-                for piece in self.pieces
-            ]
-        )
-
-    def apply(self, tensor: Tensor, axis: int) -> Tensor:
-        """The tensor with this axis mapped; selections are exact, bit for bit."""
-        return torch.cat([_apply(piece, tensor, axis) for piece in self.pieces], axis)
-
-
-def _apply(piece: _Piece, tensor: Tensor, axis: int) -> Tensor:
-    part = tensor.narrow(axis, piece.start, piece.size)
-    change = piece.change
-    if change is None:
-        return part
-    split = part.unflatten(axis, (piece.size // piece.inner, piece.inner))
-    if change.index is None:
-        mixed = torch.tensordot(change.matrix, split.movedim(axis, 0).to(torch.float64), dims=1)
-        return mixed.to(tensor.dtype).movedim(0, axis).flatten(axis, axis + 1)
-    made = split.index_select(axis, change.index.clamp(min=0))
-    if change.scale is not None:
-        view = [-1 if i == axis else 1 for i in range(made.dim())]
-        made = (made.to(torch.float64) * change.scale.reshape(view)).to(tensor.dtype)
-    return made.flatten(axis, axis + 1)
+        Where weights go by P, their gradients go by Q, and the other way round: if P repeats a
+        channel and Q divides what consumes the copies, each copy of a producer gets its part of
+        the gradient, each copy of a consumer all of it. For a selection the two are the same.
+        """
+        if span in self.spans:
+            return self.spans[span]
+        consumes = span.role == "consumer"
+        return self.consumer if consumes != gradients else self.producer
 
 
 def axis_maps(
-    sizes: Sizes, tensors: Mapping[str, Tensor], policy: Policy
+    sizes: Sizes, tensors: Mapping[str, Tensor], policy: Policy, *, gradients: bool = False
 ) -> dict[tuple[str, int], AxisMap]:
     """(tensor, axis) -> its map, for every axis that changes.
+
+    Args:
+        sizes: which groups change, and how.
+        tensors: parameters and buffers of the network before.
+        policy: bound to that network.
+        gradients: the maps of gradients, instead of those of weights.
 
     Raises:
         ResizeError: the policy gave maps of the wrong shape, or that are not finite.
     """
-    maps: dict[str, tuple[_Map, _Map]] = {}
+    maps: dict[str, _GroupMaps] = {}
     for change in sizes.changes:
         group = change.group
         made = policy(GroupChange(group, group.width, change.new, tensors))
-        for matrix in (made.producer, made.consumer):
-            if tuple(matrix.shape) != (change.new, group.width) or not matrix.isfinite().all():
-                raise ResizeError(
-                    f"the init policy gave a map of shape {tuple(matrix.shape)} for group "
-                    f"{group.name}; expected finite numbers of shape {(change.new, group.width)}"
-                )
-        maps[group.name] = (_Map.of(made.producer), _Map.of(made.consumer))
-    return {
-        (name, axis): _axis_map(sizes, (name, axis), tensors[name].shape[axis], maps)
-        for name, axis in sizes.spans
-    }
+        for matrix in (made.producer, made.consumer, *made.spans.values()):
+            _check(matrix, (change.new, group.width), f"group {group.name}")
+        spans = {span: ChannelMap.of(matrix) for span, matrix in made.spans.items()}
+        producer, consumer = ChannelMap.of(made.producer), ChannelMap.of(made.consumer)
+        maps[group.name] = _GroupMaps(producer, consumer, spans)
+    whole = policy if isinstance(policy, MapsWholeAxes) else None
+    found: dict[tuple[str, int], AxisMap] = {}
+    for key in sizes.spans:
+        old = tensors[key[0]].shape[key[1]]
+        if whole is not None and _is_joined(sizes, key, old):
+            found[key] = _whole_axis_map(sizes, key, old, whole)
+        else:
+            found[key] = _axis_map(sizes, key, old, maps, gradients=gradients)
+    return found
+
+
+def _check(matrix: Tensor, shape: tuple[int, int], where: str) -> None:
+    if tuple(matrix.shape) != shape or not matrix.isfinite().all():
+        raise ResizeError(
+            f"the init policy gave a map of shape {tuple(matrix.shape)} for {where}; expected "
+            f"finite numbers of shape {shape}"
+        )
 
 
 def _axis_map(
-    sizes: Sizes, key: tuple[str, int], old: int, maps: Mapping[str, tuple[_Map, _Map]]
+    sizes: Sizes,
+    key: tuple[str, int],
+    old: int,
+    maps: Mapping[str, _GroupMaps],
+    *,
+    gradients: bool,
 ) -> AxisMap:
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     position = 0
     for span, change in sizes.spans[key]:
         if span.start > position:
-            pieces.append(_Piece(position, span.start - position))
+            pieces.append(Piece(position, span.start - position))
         size = change.group.width * span.inner
-        chosen = maps[change.group.name][span.role == "consumer"]
-        pieces.append(_Piece(span.start, size, span.inner, chosen))
+        chosen = maps[change.group.name].of(span, gradients=gradients)
+        pieces.append(Piece(span.start, size, span.inner, chosen))
         position = span.start + size
     if old > position:
-        pieces.append(_Piece(position, old - position))
+        pieces.append(Piece(position, old - position))
     return AxisMap(tuple(pieces))
+
+
+def _is_joined(sizes: Sizes, key: tuple[str, int], old: int) -> bool:
+    """Whether several groups lie one behind the other on a consumer's axis: a concat's."""
+    spans = sizes.spans[key]
+    covered = sum(change.group.width * span.inner for span, change in spans)
+    several = len({change.group.name for _, change in spans}) > 1 or covered < old
+    return several and all(span.role == "consumer" for span, _ in spans)
+
+
+def _whole_axis_map(sizes: Sizes, key: tuple[str, int], old: int, policy: MapsWholeAxes) -> AxisMap:
+    new = old + sum((c.new - c.group.width) * span.inner for span, c in sizes.spans[key])
+    matrix = policy.map_axis(AxisChange(*key, old, new))
+    _check(matrix, (new, old), f"axis {key[1]} of {key[0]}")
+    return AxisMap((Piece(0, old, 1, ChannelMap.of(matrix)),))
 
 
 def carry(
