@@ -21,10 +21,17 @@ from eslkit.memory import training_bytes
 from eslkit.moves import count_layers, table_widths
 from eslkit.picture import picture_of
 from eslkit.plan import LayerInfo, Plan, Source, Step, fingerprint
-from eslkit.surgery.api import expand
 from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
-from eslkit.surgery.policies import Policy, policy_of
-from eslkit.surgery.resize import resize_traced
+from eslkit.surgery.inherit import named_tensors
+from eslkit.surgery.policies import Policy, planned, policy_of
+from eslkit.surgery.resize import (
+    Prepared,
+    build_resized,
+    prepare_possible,
+    prepare_resize,
+    warn_kept,
+)
+from eslkit.surgery.widths import scaled_widths, widths_towards
 
 __all__ = ["Draft", "Move", "Planned", "policy_name"]
 
@@ -34,8 +41,8 @@ class Planned:
     """A plan, and what was found out on the way that a run needs again."""
 
     plan: Plan
-    traced: Mapping[int, Traced]
-    """Step number -> the trace of the network that its surgery starts from."""
+    prepared: Mapping[int, Prepared]
+    """Step number -> the resize of that step, proved."""
     inputs: Any
     """The example inputs, inferred where none were given."""
 
@@ -75,11 +82,10 @@ class Draft:
         self._init, self._expand_init = init, expand_init
         self._protect, self._seed = tuple(protect), seed
         self._steps: list[Step] = []
-        self._known: dict[int, Traced] = {}
+        self._prepared: dict[int, Prepared] = {}
         self._source: Source | None = None
         self._goal = model
         """The small model with as many levels inserted as the network still has."""
-        self._goal_widths: dict[str, int] | None = None
         self._waiting: dict[str, int] = {}
         """Widths that could not be reached alone, and are tried with the next step."""
         self._refused: ResizeError | None = None
@@ -96,10 +102,7 @@ class Draft:
     @property
     def targets(self) -> dict[str, int]:
         """Group -> the width to come back to, of the groups that have another one now."""
-        if self._goal_widths is None:
-            self._goal_widths = self._trace(self._goal).graph.widths
-        goal = self._goal_widths
-        return {n: goal[n] for n, now in self.graph.widths.items() if goal.get(n, now) != now}
+        return widths_towards(self.graph, named_tensors(self._goal), named_tensors(self.network))
 
     @property
     def parts_left(self) -> int:
@@ -139,44 +142,37 @@ class Draft:
             plain = self._expand_init if isinstance(self._expand_init, str) else "random"
             deeper = deepen(self.model, levels=depth, init=plain, example_inputs=self.inputs)
         before = self._trace(deeper) if depth else self._traced
-        self._goal, self._goal_widths = deeper, before.graph.widths
-        self.network = self._widened(deeper, before, width, depth, seed)
-        self._traced = self._trace(self.network)
-        widths = {n: w for n, w in self.graph.widths.items() if before.graph.widths.get(n, w) != w}
+        prepared = self._widened(deeper, before, width)
+        self._goal = deeper
+        self._build(deeper, prepared, self._expand_init, seed)
         self._add(
             name,
             "expand",
-            before,
+            prepared,
             seed=seed,
             init=policy_name(self._expand_init),
             width=None if isinstance(width, Mapping) else width,
             depth=depth,
-            widths=widths,
             layers=count_layers(self.graph.resizable),
         )
 
     def _widened(
-        self,
-        deeper: nn.Module,
-        before: Traced,
-        width: float | Mapping[str, float],
-        depth: int,
-        seed: int,
-    ) -> nn.Module:
+        self, deeper: nn.Module, before: Traced, width: float | Mapping[str, float]
+    ) -> Prepared:
+        if isinstance(width, Mapping):
+            multipliers = {name: float(number) for name, number in width.items()}
+            return prepare_resize(deeper, before, table_widths(before.graph, multipliers))
+        wanted = scaled_widths(before.graph, width)
+        prepared, kept = prepare_possible(deeper, before, wanted)
+        warn_kept(kept, len(before.graph.resizable), stacklevel=6)
+        return prepared
+
+    def _build(self, network: nn.Module, prepared: Prepared, init: str | Policy, seed: int) -> None:
+        """Go on with the resized network; only its form counts."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if isinstance(width, Mapping):
-                multipliers = {name: float(number) for name, number in width.items()}
-                widths = table_widths(before.graph, multipliers)
-                return resize_traced(deeper, before, widths, init=self._expand_init)
-            return expand(
-                self.model,
-                width=width,
-                depth=depth,
-                init=self._expand_init,
-                example_inputs=self.inputs,
-                protect=self._protect,
-            )
+            self.network = build_resized(network, prepared, init=planned(init))
+        self._traced = self._trace(self.network)
 
     def shrink(self, move: Move) -> None:
         """Take a step.
@@ -209,29 +205,26 @@ class Draft:
         self._waiting = {}
 
     def _take(self, widths: Mapping[str, int], parts: int, seed: int) -> None:
-        before, network = self._traced, self.network
-        groups = [before.graph.group(name) for name in widths]
-        if widths:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                network = resize_traced(network, before, widths, init=self._init)
+        groups = [self.graph.group(name) for name in widths]
+        prepared = prepare_resize(self.network, self._traced, widths) if widths else None
+        if prepared is not None:
+            self._build(self.network, prepared, self._init, seed)
         removed: list[str] = []
         for _ in range(parts):
-            network, gone = flatten_step(network)
+            self.network, gone = flatten_step(self.network)
             removed.extend(gone)
             self._goal, _ = flatten_step(self._goal)
-            self._goal_widths = None
-        self.network, self._traced = network, self._trace(network)
+        if parts:
+            self._traced = self._trace(self.network)
         self._parts_out += parts
         phase = "both" if widths and parts else "layers" if parts else "channels"
         short = {"both": "SL", "layers": "LSL", "channels": "CSL"}[phase]
         self._add(
             f"{short}{1 + sum(step.phase == phase for step in self._steps)}",
             phase,
-            before,
+            prepared,
             seed=seed,
             init=policy_name(self._init),
-            widths=dict(widths),
             flatten=self._parts_out if parts else 0,
             removed=tuple(removed),
             layers=count_layers(groups) + len(removed),
@@ -261,6 +254,11 @@ class Draft:
             )
         if whole:
             _check_same_form(self.network, self.model, shapes=True)
+        if not self._steps:
+            raise PlanError(
+                f"There is nothing to do: {type(self.network).__name__} is as small as the model "
+                "that it is to become. Pass the larger one first, the smaller one as target=."
+            )
 
     def planned(
         self, *, width: float | Mapping[str, float], depth: int, granularity: str | int
@@ -288,7 +286,7 @@ class Draft:
             picture=() if own == last else self._picture,
             steps=tuple(self._steps),
         )
-        return Planned(plan, self._known, self.inputs)
+        return Planned(plan, self._prepared, self.inputs)
 
     def _trace(self, network: nn.Module) -> Traced:
         return trace_fully(network, example_inputs=self.inputs, protect=self._protect)
@@ -300,13 +298,16 @@ class Draft:
         self,
         name: str,
         phase: Literal["expand", "channels", "layers", "both"],
-        before: Traced,
+        prepared: Prepared | None,
         **what: Any,
     ) -> None:
         price = cost(self.network, example_inputs=self.inputs)
         index = len(self._steps) + 1
-        if before.exported.runner.kind != "real":  # then the trace hangs on no values
-            self._known[index] = before
+        widths: dict[str, int] = {}
+        if prepared is not None:
+            widths = {change.group.name: change.new for change in prepared.sizes.changes}
+            if prepared.sizes.traced.exported.runner.kind != "real":  # it hangs on no values
+                self._prepared[index] = prepared
         self._steps.append(
             Step(
                 index=index,
@@ -317,6 +318,7 @@ class Draft:
                 peak_activation_bytes=price.peak_activation_bytes,
                 training_bytes=training_bytes(self.network, example_inputs=self.inputs),
                 picture=picture_of(self._traced),
+                widths=widths,
                 **what,
             )
         )

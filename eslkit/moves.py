@@ -8,10 +8,10 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 
 from eslkit.errors import InputError
 from eslkit.graph.channels import ChannelGraph, ChannelGroup
+from eslkit.surgery.widths import fitting_widths
 
 __all__ = ["StepList", "count_layers", "find_groups", "portions", "reached", "table_widths"]
 
@@ -83,27 +83,18 @@ def reached(
         targets: the widths to come back to.
         factor: the least part of its width that a group keeps in one step; None for any.
     """
+    goal = {name: targets[name] for name in names}
     if factor is None:
-        return {name: targets[name] for name in names}
-    widths: dict[str, int] = {}
-    for unit in _units(graph, set(names)):
-        ratio = max(Fraction(targets[g.name], g.width) for g in unit)
-        if ratio < Fraction(factor):
-            ratio = _common_ratio(unit, factor, ratio)
-            widths |= {g.name: max(targets[g.name], int(g.width * ratio)) for g in unit}
-        else:
-            widths |= {g.name: targets[g.name] for g in unit}
-    return widths
-
-
-def _common_ratio(unit: Sequence[ChannelGroup], factor: float, least: Fraction) -> Fraction:
-    """The smallest ratio from `factor` up that gives whole widths for all tied groups."""
-    first = unit[0].width
-    for width in range(-(-first * Fraction(factor) // 1), first):
-        ratio = Fraction(width, first)
-        if all((group.width * ratio).denominator == 1 for group in unit):
-            return ratio
-    return least
+        return goal
+    wanted = {n: max(goal[n], graph.group(n).width * factor) for n in names}
+    near = {**graph.widths, **fitting_widths(graph, wanted)}
+    between = {n: goal[n] <= near[n] < graph.group(n).width for n in names}
+    return {
+        name: near[name]
+        if all(between.get(n, True) for n in (name, *graph.group(name).tied))
+        else goal[name]
+        for name in names
+    }
 
 
 def find_groups(graph: ChannelGraph, name: str) -> tuple[ChannelGroup, ...]:
@@ -151,18 +142,19 @@ def table_widths(graph: ChannelGraph, table: Mapping[str, int | float]) -> dict[
     Raises:
         InputError: a name that is not there, or a number that cannot be.
     """
-    widths: dict[str, int] = {}
+    asked: dict[str, int | float] = {}
     for name, value in table.items():
         if isinstance(value, bool) or not value > 0:
             raise InputError(
                 f"width {value!r} of {name!r}: expected a positive number of channels (96), or a "
                 "multiplier (0.75)."
             )
-        for group in find_groups(graph, name):
-            scaled = max(1, round(group.width * value))
-            widths[group.name] = value if isinstance(value, int) else scaled
-    for name, new in tuple(widths.items()):
+        asked.update(dict.fromkeys((group.name for group in find_groups(graph, name)), value))
+    wanted = {n: graph.group(n).width * v for n, v in asked.items() if not isinstance(v, int)}
+    exact = {n: v for n, v in asked.items() if isinstance(v, int)}
+    for name, new in tuple(exact.items()):
         group = graph.group(name)
         for other in (graph.group(tied) for tied in group.tied):
-            widths.setdefault(other.name, round(other.width * new / group.width))
+            exact.setdefault(other.name, round(other.width * new / group.width))
+    widths = {**fitting_widths(graph, wanted), **exact}
     return {name: new for name, new in widths.items() if new != graph.group(name).width}

@@ -102,4 +102,4 @@ def paper(
     else:
         made = plan_scratch(model, depth=0 if whole else depth, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
-    return Schedule(clone(model), plan, made.inputs, policies, traced=made.traced)
+    return Schedule(clone(model), plan, made.inputs, policies, prepared=made.prepared)

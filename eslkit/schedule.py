@@ -18,7 +18,6 @@ from eslkit.draw import draw_plan
 from eslkit.driver import Callback, walk
 from eslkit.errors import InputError, PlanError
 from eslkit.files import write_atomically
-from eslkit.graph.trace import Traced
 from eslkit.manifest import StepRecord
 from eslkit.plan import Plan, Step, fingerprint
 from eslkit.planners import Choices, Granularity, plan_between, plan_expansion
@@ -26,6 +25,7 @@ from eslkit.steps import apply_step
 from eslkit.store import RunStore
 from eslkit.surgery.depth import clone
 from eslkit.surgery.policies import Policy
+from eslkit.surgery.resize import Prepared
 from eslkit.trainer import TrainerLike, as_trainer
 from eslkit.words import describe
 
@@ -75,8 +75,8 @@ class Schedule:
     """The user's own init policies, by the name that the plan calls them by."""
     source: nn.Module | None = None
     """The large model that the walk begins from; None where it begins from the small one."""
-    traced: Mapping[int, Traced] = field(default_factory=dict[int, Traced])
-    """What planning has found out about the network before each step, so that a run need not."""
+    prepared: Mapping[int, Prepared] = field(default_factory=dict[int, Prepared])
+    """The resize of each step as planning proved it, so that a run need not; by step number."""
 
     def __post_init__(self) -> None:
         self._check_source()
@@ -188,7 +188,7 @@ class Schedule:
                 plan=self.plan,
                 example_inputs=self.example_inputs,
                 policies=self.policies,
-                traced=self.traced.get(step.index),
+                prepared=self.prepared.get(step.index),
             )
 
         return surgery
@@ -261,7 +261,7 @@ def schedule(
     policies = own_policies(init, expand_init)
     made = plan_expansion(model, width=width, depth=depth, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
-    return Schedule(clone(model), plan, made.inputs, policies, traced=made.traced)
+    return Schedule(clone(model), plan, made.inputs, policies, prepared=made.prepared)
 
 
 def schedule_from(
@@ -317,7 +317,7 @@ def schedule_from(
     made = plan_between(source, target=target, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
     policies = own_policies(init)
-    return Schedule(clone(target), plan, made.inputs, policies, clone(source), made.traced)
+    return Schedule(clone(target), plan, made.inputs, policies, clone(source), made.prepared)
 
 
 def check_model(model: object) -> None:

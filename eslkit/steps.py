@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from eslkit.errors import PlanError
-from eslkit.graph.trace import Traced, trace_fully
+from eslkit.graph.trace import trace_fully
 from eslkit.plan import Plan, Step
 from eslkit.surgery.api import expand
 from eslkit.surgery.depth import deepen, flatten_parts, flatten_step
 from eslkit.surgery.policies import Policy
-from eslkit.surgery.resize import resize_traced
+from eslkit.surgery.resize import Prepared, build_resized, prepare_resize
 
 __all__ = ["apply_step", "flattened"]
 
@@ -26,7 +26,7 @@ def apply_step(
     plan: Plan,
     example_inputs: Any = None,
     policies: Mapping[str, Policy] | None = None,
-    traced: Traced | None = None,
+    prepared: Prepared | None = None,
 ) -> nn.Module:
     """The network of a step, from the network before; a function of that and the step's seed.
 
@@ -36,8 +36,8 @@ def apply_step(
         plan: the plan that it belongs to.
         example_inputs: as for `trace`.
         policies: policies by name, for plans that name the user's own.
-        traced: what tracing a network of the form of `model` (for an expansion: of `model`
-            deepened) has found, where that is known; it is then not traced again.
+        prepared: the resize of this step as planning proved it, where that is at hand; nothing
+            is then traced or proved again.
 
     Raises:
         PlanError: the step does not fit the network.
@@ -46,22 +46,25 @@ def apply_step(
     init = dict(policies or {}).get(step.init, step.init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step.seed)
-        if step.phase == "expand" and not step.widths:
-            return expand(
-                model,
-                width=1 if isinstance(plan.width, dict) else step.width or plan.width,
-                depth=step.depth,
-                init=init,
-                example_inputs=example_inputs,
-                protect=plan.protect,
-            )
         made = model
         if step.phase == "expand":
+            multiplier = plan.width if step.width is None else step.width
+            if not step.widths and not isinstance(multiplier, dict) and multiplier != 1:
+                return expand(  # a plan that leaves the widths to the multiplier
+                    model,
+                    width=multiplier,
+                    depth=step.depth,
+                    init=init,
+                    example_inputs=example_inputs,
+                    protect=plan.protect,
+                )
             name = init if isinstance(init, str) else "random"
             made = deepen(model, levels=step.depth, init=name, example_inputs=example_inputs)
-        if step.widths:
-            known = traced or trace_fully(made, example_inputs=example_inputs, protect=plan.protect)
-            made = resize_traced(made, known, step.widths, init=init)
+        if step.widths or (step.phase == "expand" and init == "random"):
+            if prepared is None:
+                traced = trace_fully(made, example_inputs=example_inputs, protect=plan.protect)
+                prepared = prepare_resize(made, traced, step.widths)
+            made = build_resized(made, prepared, init=init)
         if step.flatten:
             made = flattened(made, step, plan)
         return made
