@@ -9,9 +9,10 @@ from __future__ import annotations
 from eslkit.cost import Cost, cost
 from eslkit.errors import EslError
 from eslkit.graph.channels import ChannelGraph, ChannelGroup, ChannelSpan
-from eslkit.graph.trace import trace
 from eslkit.schedule import Result, Schedule, schedule
-from eslkit.surgery.api import expand, shrink
+from eslkit.surgery import policies
+from eslkit.surgery.api import expand, shrink, trace
+from eslkit.surgery.optimizers import inherit_optimizer
 from eslkit.surgery.resize import ResizeWarning, inherit, resize
 from eslkit.trainer import StepContext
 
@@ -28,6 +29,8 @@ __all__ = [
     "cost",
     "expand",
     "inherit",
+    "inherit_optimizer",
+    "policies",
     "resize",
     "schedule",
     "shrink",

@@ -23,12 +23,12 @@ from torch import nn
 from eslkit.cost import cost
 from eslkit.errors import EslError, InputError
 from eslkit.files import write_atomically
-from eslkit.graph.trace import trace
 from eslkit.manifest import StepState
 from eslkit.plan import Plan
 from eslkit.report import report
 from eslkit.schedule import schedule
 from eslkit.store import RunStore
+from eslkit.surgery.api import trace
 
 __all__ = ["app", "load_model", "parse_shape"]
 

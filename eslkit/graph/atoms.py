@@ -49,6 +49,12 @@ class Atoms:
     splits: list[Tensor] = field(default_factory=list[Tensor])
     """Label tensors that vary along several axes at once, made by views."""
     divisors: list[Divisor] = field(default_factory=list[Divisor])
+    where: str = ""
+    """The operation that is being looked at."""
+    joins: list[tuple[str, IntArray, IntArray]] = field(
+        default_factory=list[tuple[str, IntArray, IntArray]]
+    )
+    """Which labels were united when, and by which operation."""
     _marks: int = 0
 
     def new(self, count: int) -> int:
@@ -75,11 +81,15 @@ class Atoms:
         """Unite label by label; positions where either side is WILD say nothing."""
         pairs = np.stack([left.ravel(), right.ravel()])
         pairs = pairs[:, (pairs >= 0).all(axis=0)]
+        told = False
         while pairs.size:
             a, b = self.find(pairs[0]), self.find(pairs[1])
             differ = a != b
             if not differ.any():
                 return
+            if not told:
+                self.joins.append((self.where, pairs[0][differ], pairs[1][differ]))
+                told = True
             low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
             np.minimum.at(self.parent, high, low)
             pairs = np.stack([low, high])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,7 +16,7 @@ from eslkit.errors import InputError
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["ChannelGraph", "ChannelGroup", "ChannelSpan", "Constraint"]
+__all__ = ["ChannelGraph", "ChannelGroup", "ChannelSpan", "Constraint", "Join", "Skip", "matches"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,32 @@ class ChannelSpan:
 
 
 @dataclass(frozen=True)
+class Join:
+    """An operation that couples two axes: their channels meet in it."""
+
+    first: str
+    """Parameter and axis, as `encoder.0.weight:0`."""
+    second: str
+    through: str
+    """The operation, the module that called it, and the line of the model's code."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A skip connection: a map that goes round the coarser levels to where it is joined again."""
+
+    kind: str
+    """`concat` or `add`."""
+    level: int
+    source: str
+    """The module that made the map."""
+    target: str
+    """The module in which it is joined with what comes from below."""
+    groups: tuple[str, ...]
+    """The channel groups that the map carries."""
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Axes that must be resized together."""
 
@@ -61,6 +87,8 @@ class ChannelGroup:
     mixed: tuple[str, ...] = ()
     """Operations that norm, reduce or take a softmax over these channels, or multiply them with
     channels of the same group: where there are any, a narrowed network is not the masked one."""
+    joins: tuple[Join, ...] = ()
+    """How the axes come to be coupled, in the order of the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +119,8 @@ class ChannelGraph:
     positions: Mapping[tuple[str, int], str]
     """(parameter, axis) that holds no channels -> why (kernel positions, size 1 ...)."""
     constraints: tuple[Constraint, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    """Skip connections, in the order in which they are joined."""
 
     @property
     def resizable(self) -> tuple[ChannelGroup, ...]:
@@ -129,13 +159,34 @@ class ChannelGraph:
             group
             for group in self.groups
             if any(
-                fnmatch.fnmatchcase(span.layer, name) or fnmatch.fnmatchcase(span.parameter, name)
-                for span in group.spans
+                matches(span.layer, name) or matches(span.parameter, name) for span in group.spans
             )
         )
 
+    def protect(self, reasons: Mapping[str, str]) -> ChannelGraph:
+        """This graph with some groups protected: group name -> why."""
+        groups = tuple(
+            replace(group, protected=reasons[group.name]) if group.name in reasons else group
+            for group in self.groups
+        )
+        constraints = tuple(
+            replace(
+                constraint,
+                counts={n: count for n, count in constraint.counts.items() if n not in reasons},
+                fixed=constraint.fixed
+                + sum(
+                    self.group(n).width * count
+                    for n, count in constraint.counts.items()
+                    if n in reasons
+                ),
+            )
+            for constraint in self.constraints
+        )
+        held = tuple(constraint for constraint in constraints if constraint.counts)
+        return replace(self, groups=groups, constraints=held)
+
     def explain(self, name: str) -> str:
-        """What is coupled with the channels of a group or a layer, and why it may be fixed.
+        """What is coupled with a group or a layer, through which operations, why it may be fixed.
 
         Args:
             name: a group's name, a layer's qualified name, or a pattern such as `encoder.*`.
@@ -168,6 +219,9 @@ class ChannelGraph:
                         f"  {title} {span.parameter}, axis {span.axis}, positions {span.start} to "
                         f"{stop - 1}{each}"
                     )
+        lines.extend(
+            f"  {join.first} meets {join.second} in {join.through}" for join in group.joins
+        )
         if group.tied:
             lines.append(f"  must keep its ratio to: {', '.join(group.tied)}")
         lines.extend(f"  mixed by {where}" for where in group.mixed)
@@ -199,8 +253,20 @@ class ChannelGraph:
                 group.protected or "",
             )
         out = io.StringIO()
-        Console(file=out, width=140).print(table)
+        console = Console(file=out, width=140)
+        console.print(table)
+        for level in range(self.num_levels):
+            skips = [skip for skip in self.skips if skip.level == level]
+            lines = [f"{s.source or 'the model'} -> {s.target} ({s.kind})" for s in skips]
+            counts = len(self.levels[level])
+            joined = "; ".join(lines) or "none"
+            console.print(f"level {level}: {counts} groups; skip connections: {joined}")
         return out.getvalue()
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a qualified name is the pattern itself, or fits it (`encoder.*`)."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -112,6 +112,7 @@ def _apply(atoms: Atoms, op: Op) -> list[Value]:
         free = bool(op.values) and all(v.free or not v.shape for v in op.values)
         free = free or not op.values or rule_for(op.target).__name__ == "factory"
         return [op.result((), i, free=free) for i in range(len(op.shapes))]
+    atoms.where = op.where
     try:
         return rule_for(op.target)(atoms, op)
     except (RuntimeError, IndexError, KeyError, ValueError, TypeError) as error:

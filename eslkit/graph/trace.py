@@ -1,8 +1,7 @@
-"""`trace`: a model -> its ChannelGraph."""
+"""A model -> its channel graph, and everything that surgery works with."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,13 +12,21 @@ from torch import Tensor, fx, nn
 
 from eslkit.errors import InputError, TraceError
 from eslkit.graph.atoms import IntArray
-from eslkit.graph.channels import ChannelGraph, ChannelGroup, ChannelSpan, Constraint
+from eslkit.graph.channels import (
+    ChannelGraph,
+    ChannelGroup,
+    ChannelSpan,
+    Constraint,
+    Join,
+    matches,
+)
 from eslkit.graph.export import Exported, export
 from eslkit.graph.grouping import Grouping, RawGroup, group_atoms
 from eslkit.graph.labels import Axis, Labels, run_on_labels
 from eslkit.graph.levels import Resolution, group_levels, resolution_of
+from eslkit.graph.skips import find_skips
 
-__all__ = ["Traced", "example_arguments", "trace", "trace_fully"]
+__all__ = ["Traced", "example_arguments", "trace_fully"]
 
 _SIZES = (64, 32, 128, 96, 224, 256)
 _NOT_CHANNELS = ("positions of a kernel", "an axis of size 1")
@@ -37,44 +44,29 @@ class Traced:
     keywords: Mapping[str, Any]
 
 
-def trace(
+def trace_fully(
     model: nn.Module, *, example_inputs: Any = None, protect: Sequence[str] = ()
-) -> ChannelGraph:
-    """Find which channels of a model are coupled, and at which level they live.
+) -> Traced:
+    """The channel graph as the labels give it, with the exported graph and all labels.
 
     Args:
         model: any module; it is not touched.
-        example_inputs: a tensor, a tuple of positional arguments, or a mapping of keyword
-            arguments with which the model runs. Left out, it is inferred from the first layer.
-        protect: names or patterns (`decoder.*`) of layers or parameters whose channels must stay.
-
-    Returns:
-        The channel graph: groups, widths, levels, and why some groups are protected.
+        example_inputs: as for `eslkit.trace`.
+        protect: as for `eslkit.trace`.
 
     Raises:
         TraceError: the model did not run on the inputs, or no inputs could be inferred.
         InputError: a pattern of `protect` matches nothing.
-
-    Example:
-        >>> import eslkit
-        >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
-        >>> eslkit.trace(model).widths
-        {'0': 8}
     """
-    return trace_fully(model, example_inputs=example_inputs, protect=protect).graph
-
-
-def trace_fully(
-    model: nn.Module, *, example_inputs: Any = None, protect: Sequence[str] = ()
-) -> Traced:
-    """As `trace`, with the exported graph and all labels."""
     exported, inputs, keywords = _export_with(model, example_inputs)
     labels = run_on_labels(exported)
-    _protect(labels, protect)
-    grouping = group_atoms(labels)
+    groups = _protect(labels, protect)
     resolution = resolution_of(exported, labels)
-    graph = _build(type(model).__name__, exported, labels, grouping, resolution)
+    name = type(model).__name__
+    graph = _build(name, exported, labels, group_atoms(labels), resolution)
+    if groups:
+        _protect_groups(labels, graph, groups)
+        graph = _build(name, exported, labels, group_atoms(labels), resolution)
     return Traced(graph, exported, labels, resolution, inputs, keywords)
 
 
@@ -135,25 +127,40 @@ def _guesses(model: nn.Module) -> Iterator[Tensor]:
             return
 
 
-def _protect(labels: Labels, patterns: Sequence[str]) -> None:
+def _protect(labels: Labels, patterns: Sequence[str]) -> list[str]:
+    """Protect what the patterns name; those that may be names of groups, which come later."""
     if isinstance(patterns, str):
         raise InputError(f"protect={patterns!r} is a string; pass a sequence: ({patterns!r},)")
+    left: list[str] = []
     for pattern in patterns:
         hit = False
         for axis in labels.axes:
             layer = axis.name.rpartition(".")[0]
             parents = [layer[:i] for i, c in enumerate(layer) if c == "."]
-            names = (axis.name, layer, *parents)
             # a layer is protected with what it makes: its inputs belong to the layers before
-            if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            if any(matches(name, pattern) for name in (axis.name, layer, *parents)):
                 hit = True
                 if axis.size > 1:
                     _protect_axis(labels, axis, pattern)
         if not hit:
+            left.append(pattern)
+    return left
+
+
+def _protect_groups(labels: Labels, graph: ChannelGraph, names: Sequence[str]) -> None:
+    first = {(axis.name, axis.axis): axis.first for axis in labels.axes}
+    for name in names:
+        group = next((g for g in graph.groups if g.name == name), None)
+        if group is None:
             raise InputError(
-                f"protect: {pattern!r} matches no layer and no parameter of the model; use names "
-                "as in model.named_parameters(), with * as a wildcard"
+                f"protect: {name!r} matches no layer, no parameter and no channel group of the "
+                "model; use names as in model.named_parameters() or in "
+                "print(eslkit.trace(model)), with * as a wildcard"
             )
+        span = group.spans[0]
+        start = first[span.parameter, span.axis] + span.start
+        members = start + np.arange(group.width) * span.inner
+        labels.atoms.fix(members, f"protect={name!r}")
 
 
 def _protect_axis(labels: Labels, axis: Axis, pattern: str) -> None:
@@ -170,14 +177,15 @@ def _build(
     use = _first_use(exported)
     owner = {int(root): number for number, raw in enumerate(grouping.groups) for root in raw.roots}
     levels = group_levels(resolution, labels, owner)
-    mixed = _mixed(labels, owner)
+    mixed, joins = _mixed(labels, owner), _joins(labels, owner)
     positions: dict[tuple[str, int], str] = {}
     made: dict[int, ChannelGroup] = {}
     for number, raw in enumerate(grouping.groups):
         if raw.reason in _NOT_CHANNELS:
             positions.update({(s.axis.name, s.axis.axis): raw.reason for s in raw.spans})
             continue
-        made[number] = _group(raw, roles, levels.get(number, 0), use, mixed.get(number, ()))
+        group = _group(raw, roles, levels.get(number, 0), use)
+        made[number] = replace(group, mixed=mixed.get(number, ()), joins=joins.get(number, ()))
     numbers = sorted(made, key=lambda n: _rank(made[n], use))
     names = _names([made[n] for n in numbers])
     named = dict(zip(numbers, names, strict=True))
@@ -186,8 +194,15 @@ def _build(
         tie = next((t for t in grouping.ties if number in t), ())
         tied = tuple(named[other] for other in tie if other != number)
         groups.append(replace(made[number], name=named[number], tied=tied))
-    constraints = tuple(_constraints(labels, owner, named, grouping))
-    return ChannelGraph(model, tuple(groups), resolution.num_levels, positions, constraints)
+    by_root = {root: named[number] for root, number in owner.items() if number in named}
+    return ChannelGraph(
+        model,
+        tuple(groups),
+        resolution.num_levels,
+        positions,
+        tuple(_constraints(labels, owner, named, grouping)),
+        find_skips(exported, labels, resolution, by_root),
+    )
 
 
 def _roles(labels: Labels) -> dict[tuple[str, int], str]:
@@ -225,7 +240,6 @@ def _group(
     roles: Mapping[tuple[str, int], str],
     level: int,
     use: Mapping[str, int],
-    mixed: tuple[str, ...],
 ) -> ChannelGroup:
     spans = tuple(
         ChannelSpan(
@@ -250,7 +264,6 @@ def _group(
         consumers=layers("consumer"),
         protected=raw.reason or None,
         spans=spans,
-        mixed=mixed,
     )
 
 
@@ -277,6 +290,26 @@ def _mixed(labels: Labels, owner: Mapping[int, int]) -> dict[int, tuple[str, ...
             if number is not None:
                 found.setdefault(number, {})[where] = None
     return {number: tuple(where) for number, where in found.items()}
+
+
+def _joins(labels: Labels, owner: Mapping[int, int]) -> dict[int, tuple[Join, ...]]:
+    """Group number -> the operations that coupled its axes."""
+    starts = np.array([axis.first for axis in labels.axes])
+
+    def name(label: int) -> str:
+        axis = labels.axes[int(np.searchsorted(starts, label, side="right")) - 1]
+        inside = label < axis.first + axis.size
+        return f"{axis.name}:{axis.axis}" if inside else "a tensor of fixed size"
+
+    found: dict[int, dict[Join, None]] = {}
+    for where, first, second in labels.atoms.joins:
+        roots = labels.atoms.find(first)
+        for root, at in zip(*np.unique(roots, return_index=True), strict=True):
+            number = owner.get(int(root))
+            if number is not None:
+                join = Join(name(int(first[at])), name(int(second[at])), where)
+                found.setdefault(number, {})[join] = None
+    return {number: tuple(joins) for number, joins in found.items()}
 
 
 def _constraints(

@@ -1,4 +1,4 @@
-"""`expand` and `shrink`: the two directions, in width and depth."""
+"""`trace`, and the two directions in width and depth: `expand` and `shrink`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,54 @@ from typing import Any
 
 from torch import nn
 
-from eslkit.errors import InputError
+from eslkit.errors import InputError, ResizeError
+from eslkit.graph.channels import ChannelGraph
+from eslkit.graph.trace import trace_fully
 from eslkit.surgery.depth import clone, deepen, flatten_step, inserted_at, inserted_levels
 from eslkit.surgery.policies import Policy
-from eslkit.surgery.resize import scale
+from eslkit.surgery.resize import prepare_possible, scale
+from eslkit.surgery.widths import scaled_widths
 
-__all__ = ["expand", "shrink"]
+__all__ = ["expand", "shrink", "trace"]
+
+
+def trace(
+    model: nn.Module, *, example_inputs: Any = None, protect: Sequence[str] = ()
+) -> ChannelGraph:
+    """Find which channels of a model are coupled, and at which level they live.
+
+    What is found is proved: all groups that the operations allow to be resized are doubled, and
+    the model's own code is run at those widths, without memory or arithmetic. Groups with which it
+    fails (a size is written into the code) are protected, with what it said as the reason.
+
+    Args:
+        model: any module; it is not touched.
+        example_inputs: a tensor, a tuple of positional arguments, or a mapping of keyword
+            arguments with which the model runs. Left out, it is inferred from the first layer.
+        protect: names or patterns (`decoder.*`) of layers or parameters whose channels must stay,
+            or names of channel groups.
+
+    Returns:
+        The channel graph: groups, widths, levels, skip connections, and why some groups are
+        protected.
+
+    Raises:
+        TraceError: the model did not run on the inputs, or no inputs could be inferred.
+        InputError: a pattern of `protect` matches nothing.
+
+    Example:
+        >>> import eslkit
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
+        >>> eslkit.trace(model).widths
+        {'0': 8}
+    """
+    traced = trace_fully(model, example_inputs=example_inputs, protect=protect)
+    try:
+        _, refused = prepare_possible(model, traced, scaled_widths(traced.graph, 2))
+    except ResizeError as error:
+        refused = dict.fromkeys(traced.graph.widths, str(error))
+    return traced.graph.protect(refused)
 
 
 def expand(
@@ -23,6 +65,7 @@ def expand(
     init: str | Policy = "random",
     example_inputs: Any = None,
     protect: Sequence[str] = (),
+    divisor: int = 1,
 ) -> nn.Module:
     """A larger model of the same class (the paper's expand phase).
 
@@ -34,6 +77,7 @@ def expand(
             put the old weights into a corner of the new ones; or a policy.
         example_inputs: as for `trace`.
         protect: as for `trace`.
+        divisor: every resized axis gets a multiple of so many channels (8 suits many devices).
 
     Returns:
         The larger model. Groups that the model's own code refuses to resize keep their width,
@@ -57,7 +101,14 @@ def expand(
     deeper = deepen(model, levels=depth, init=name, example_inputs=example_inputs)
     if width == 1 and init != "random":
         return deeper
-    return scale(deeper, width, init=init, example_inputs=example_inputs, protect=protect)
+    return scale(
+        deeper,
+        width,
+        init=init,
+        example_inputs=example_inputs,
+        protect=protect,
+        divisor=divisor,
+    )
 
 
 def shrink(
@@ -68,6 +119,7 @@ def shrink(
     init: str | Policy = "first",
     example_inputs: Any = None,
     protect: Sequence[str] = (),
+    divisor: int = 1,
 ) -> nn.Module:
     """A smaller model of the same class (the paper's shrink phase, in one go).
 
@@ -78,6 +130,7 @@ def shrink(
         init: which channels stay: "first", "last", "combined", or a policy.
         example_inputs: as for `trace`.
         protect: as for `trace`.
+        divisor: as for `expand`.
 
     Returns:
         The smaller model; what could not be narrowed is named by a `ResizeWarning`.
@@ -92,7 +145,14 @@ def shrink(
         raise InputError(f"shrink: depth={depth} must not be positive; use expand to insert levels")
     made = model
     if width < 1:
-        made = scale(model, width, init=init, example_inputs=example_inputs, protect=protect)
+        made = scale(
+            model,
+            width,
+            init=init,
+            example_inputs=example_inputs,
+            protect=protect,
+            divisor=divisor,
+        )
     for _ in range(-depth):
         made, _ = flatten_step(made)
         if inserted_levels(made) and any(
