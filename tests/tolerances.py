@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["FLOAT32_FORWARD", "MASKED", "PRESERVED", "REFERENCE", "Tolerance"]
+__all__ = ["FLOAT32_FORWARD", "MASKED", "PRESERVED", "REFERENCE", "SOLVED", "Tolerance"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ REFERENCE = Tolerance(
     1e-10,
     1e-10,
     "float64: our formula against an independent one; only the order of the sums differs",
+)
+SOLVED = Tolerance(
+    1e-6,
+    1e-6,
+    "float64: a system solved by conjugate gradients against a dense solver; the normal equations "
+    "square its condition number",
 )
 FLOAT32_FORWARD = Tolerance(
     1e-5,

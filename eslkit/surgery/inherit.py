@@ -181,22 +181,41 @@ def carry(
 def refresh(model: nn.Module, before: Mapping[str, Tensor]) -> None:
     """Initialise a model's tensors afresh; the model is changed, the global RNG moves on.
 
-    Layers that have `reset_parameters` are given to it. A parameter that no such layer holds is
-    drawn from a normal distribution with the mean and standard deviation of the tensor before (a
-    constant stays that constant). Buffers repeat what the model had before.
+    Layers that have `reset_parameters` are given to it. A parameter that no such layer holds (a
+    table of relative positions, a scale of each channel, a token) is drawn from a normal
+    distribution with the mean and standard deviation of the tensor before; a constant stays that
+    constant, so that a scale of zero or one is what it was meant to be. Buffers and whole numbers
+    repeat what the model had before.
     """
-    for name, parameter in model.named_parameters():
-        old = before[name].detach().float()
-        spread = float(old.std()) if old.numel() > 1 else 0.0
-        with torch.no_grad():
-            parameter.normal_(float(old.mean()), spread) if spread else parameter.fill_(
-                float(old.mean())
-            )
-    for name, buffer in model.named_buffers():
-        buffer.copy_(_repeated(before[name].detach(), tuple(buffer.shape)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            old = before[name].detach()
+            if parameter.is_floating_point():
+                _draw_like(parameter, old)
+            elif parameter.is_complex():
+                for new, part in zip(
+                    torch.view_as_real(parameter).unbind(-1),
+                    torch.view_as_real(old.resolve_conj()).unbind(-1),
+                    strict=True,
+                ):
+                    _draw_like(new, part)
+            else:
+                parameter.copy_(_repeated(old, tuple(parameter.shape)))
+        for name, buffer in model.named_buffers():
+            buffer.copy_(_repeated(before[name].detach(), tuple(buffer.shape)))
     for module in model.modules():
         for reset in _resets(module):
             reset()
+
+
+def _draw_like(tensor: Tensor, old: Tensor) -> None:
+    values = old.to("cpu", torch.float64).flatten()
+    if len(values) == 0:
+        return
+    if bool((values == values[0]).all()):
+        tensor.fill_(float(values[0]))
+    else:
+        tensor.normal_(float(values.mean()), float(values.std()))
 
 
 def _resets(module: nn.Module) -> Iterator[Any]:

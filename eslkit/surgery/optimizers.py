@@ -16,7 +16,7 @@ from eslkit.graph.trace import trace_fully
 from eslkit.surgery.axes import AxisMap
 from eslkit.surgery.inherit import axis_maps, bound, carry, named_tensors
 from eslkit.surgery.level import Inserted
-from eslkit.surgery.policies import Policy, RefinesWeights, policy_of
+from eslkit.surgery.policies import Policy, RefinesWeights, policy_of, random
 from eslkit.surgery.sizes import Sizes
 
 __all__ = ["Kind", "inherit_optimizer"]
@@ -82,6 +82,9 @@ def inherit_optimizer(
     old, new = _own_names(source_model), _own_names(model)
     trained = _trained(source, old, "source", "source_model")
     filled = _trained(optimizer, new, "optimizer", "model")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if policy_of(init) is random:  # all weights are drawn afresh
+        return tuple(names[id(parameter)] for parameter in filled.values())
     link = _linked(source_model, model, old, new, init, example_inputs)
     if verify and not isinstance(link.policy, RefinesWeights):
         _verify(link, old, new)
@@ -98,7 +101,6 @@ def inherit_optimizer(
         }
     for name, state in made.items():
         optimizer.state[filled[name]] = state
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     return tuple(names[id(p)] for name, p in filled.items() if name not in made)
 
 
