@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eslkit.cost import cost
 from eslkit.errors import PlanError, ResizeError
 from eslkit.graph.channels import ChannelGraph
+from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, trace_fully
 from eslkit.memory import training_bytes
 from eslkit.moves import count_layers, table_widths
@@ -23,6 +24,7 @@ from eslkit.picture import picture_of
 from eslkit.plan import LayerInfo, Plan, Source, Step, fingerprint
 from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
 from eslkit.surgery.inherit import named_tensors
+from eslkit.surgery.integers import apply_edits
 from eslkit.surgery.policies import Policy, planned, policy_of
 from eslkit.surgery.resize import (
     Prepared,
@@ -90,7 +92,11 @@ class Draft:
         """Widths that could not be reached alone, and are tried with the next step."""
         self._refused: ResizeError | None = None
         self._parts_out = 0
+        self._counted: dict[str, dict[str, int | None]] = {}
+        self._own: Traced | None = None
+        """The trace of the small model, where the walk begins from it."""
         self._traced = self._trace(self.network)
+        self._own = self._traced if start is model else None
         self.inputs = self._traced.inputs or dict(self._traced.keywords)
         self._picture: tuple[LayerInfo, ...] = picture_of(self._traced)
 
@@ -122,15 +128,13 @@ class Draft:
             goal, _ = flatten_step(goal)
         _check_same_form(self.network, goal)
         self._goal = goal
-        price = cost(self.network, example_inputs=self.inputs)
-        self._source = Source(
-            model=_class_path(self.network),
-            fingerprint=fingerprint(self.network),
-            parameters=price.parameters,
-            macs=price.macs,
-            peak_activation_bytes=price.peak_activation_bytes,
-            training_bytes=training_bytes(self.network, example_inputs=self.inputs),
-            picture=self._picture,
+        self._source = Source.model_validate(
+            {
+                "model": _class_path(self.network),
+                "fingerprint": fingerprint(self.network),
+                "picture": self._picture,
+                **self._figures(self.network),
+            }
         )
         self._picture = picture_of(self._trace(self.model))
 
@@ -168,10 +172,13 @@ class Draft:
         return prepared
 
     def _build(self, network: nn.Module, prepared: Prepared, init: str | Policy, seed: int) -> None:
-        """Go on with the resized network; only its form counts."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.network = build_resized(network, prepared, init=planned(init))
+        """Go on with the resized network; only its form counts, so it has no memory if it can."""
+        if prepared.sizes.traced.exported.runner.kind == "meta":
+            self.network = _form(network, prepared)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.network = build_resized(network, prepared, init=planned(init))
         self._traced = self._trace(self.network)
 
     def shrink(self, move: Move) -> None:
@@ -264,32 +271,43 @@ class Draft:
         self, *, width: float | Mapping[str, float], depth: int, granularity: str | int
     ) -> Planned:
         """The plan, with what was found out on the way."""
-        base = cost(self.model, example_inputs=self.inputs)
         own, last = fingerprint(self.model), fingerprint(self.network)
         leaves = [*self._traced.inputs, *self._traced.keywords.values()]
-        plan = Plan(
-            model=_class_path(self.model),
-            source=self._source,
-            width=dict(width) if isinstance(width, Mapping) else width,
-            depth=depth,
-            init=policy_name(self._init),
-            granularity=granularity,
-            expand_init=policy_name(self._expand_init),
-            protect=self._protect,
-            inputs=tuple(tuple(x.shape) for x in leaves if isinstance(x, torch.Tensor)),
-            fingerprint=own,
-            ending="" if own == last else last,
-            base_parameters=base.parameters,
-            base_macs=base.macs,
-            base_peak_activation_bytes=base.peak_activation_bytes,
-            base_training_bytes=training_bytes(self.model, example_inputs=self.inputs),
-            picture=() if own == last else self._picture,
-            steps=tuple(self._steps),
-        )
-        return Planned(plan, self._prepared, self.inputs)
+        base = {f"base_{name}": value for name, value in self._figures(self.model).items()}
+        fields = {
+            "model": _class_path(self.model),
+            "source": self._source,
+            "width": dict(width) if isinstance(width, Mapping) else width,
+            "depth": depth,
+            "init": policy_name(self._init),
+            "granularity": granularity,
+            "expand_init": policy_name(self._expand_init),
+            "protect": self._protect,
+            "inputs": tuple(tuple(x.shape) for x in leaves if isinstance(x, torch.Tensor)),
+            "fingerprint": own,
+            "ending": "" if own == last else last,
+            "picture": () if own == last else self._picture,
+            "steps": tuple(self._steps),
+        }
+        return Planned(Plan.model_validate({**fields, **base}), self._prepared, self.inputs)
 
     def _trace(self, network: nn.Module) -> Traced:
+        if self._own is not None and fingerprint(network) == fingerprint(self.model):
+            return self._own
         return trace_fully(network, example_inputs=self.inputs, protect=self._protect)
+
+    def _figures(self, network: nn.Module) -> dict[str, int | None]:
+        """What a network costs, counted once for each form."""
+        form = fingerprint(network)
+        if form not in self._counted:
+            price = cost(network, example_inputs=self.inputs)
+            self._counted[form] = {
+                "parameters": price.parameters,
+                "macs": price.macs,
+                "peak_activation_bytes": price.peak_activation_bytes,
+                "training_bytes": training_bytes(network, example_inputs=self.inputs),
+            }
+        return self._counted[form]
 
     def _next_seed(self) -> int:
         return self._seed * 1000 + len(self._steps) + 1
@@ -301,7 +319,6 @@ class Draft:
         prepared: Prepared | None,
         **what: Any,
     ) -> None:
-        price = cost(self.network, example_inputs=self.inputs)
         index = len(self._steps) + 1
         widths: dict[str, int] = {}
         if prepared is not None:
@@ -313,15 +330,28 @@ class Draft:
                 index=index,
                 name=name,
                 phase=phase,
-                parameters=price.parameters,
-                macs=price.macs,
-                peak_activation_bytes=price.peak_activation_bytes,
-                training_bytes=training_bytes(self.network, example_inputs=self.inputs),
                 picture=picture_of(self._traced),
                 widths=widths,
+                **self._figures(self.network),
                 **what,
             )
         )
+
+
+def _form(network: nn.Module, prepared: Prepared) -> nn.Module:
+    """The resized network without memory for its weights."""
+    names = {id(tensor): name for name, tensor in named_tensors(network).items()}
+
+    def make(tensor: Tensor) -> Tensor:
+        name = names.get(id(tensor))
+        if name is None:
+            return tensor.detach()
+        shape = prepared.sizes.parameter(name, tuple(tensor.shape))
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+    made = skeleton(network, make)
+    apply_edits(made, prepared.edits)
+    return made
 
 
 def policy_name(init: str | Policy) -> str:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from types import FrameType
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, cast
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor
     trained = copy.deepcopy(network)
     folder = None
     if store is not None:
-        num_bytes = sum(tensor.nbytes for tensor in tensors_of(network).values())
+        num_bytes = sum(tensor.nbytes for tensor in _tensors(network).values())
         folder = (
             store.begin(step, num_bytes=num_bytes) if rank() == 0 else store.trainer_folder(step)
         )
@@ -187,7 +187,7 @@ def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor
         with _seeded(step.seed + rank()):
             metrics = run.trainer.fit(trained, context)
         weights = tensors_of(trained)
-        _check_weights(weights, tensors_of(network), where=where)
+        _check_weights(weights, _tensors(network), where=where)
         record = StepRecord(
             name=step.name,
             index=step.index,
@@ -258,6 +258,12 @@ def _check_weights(weights: dict[str, Tensor], before: dict[str, Tensor], *, whe
                 f"{where}: {key!r} holds NaN or infinity after training; it diverged. Lower the "
                 "learning rate or clip gradients, then run again: finished steps are kept."
             )
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The state_dict's tensors themselves, not copied."""
+    state = cast(dict[str, object], network.state_dict())
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _all_finite(tensor: Tensor) -> bool:
