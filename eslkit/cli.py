@@ -7,9 +7,9 @@ or a module that exists already. What cannot be used ends in one sentence and ex
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -18,19 +18,20 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
+from eslkit.arguments import load_model, parse_shape, parse_step, parse_table
 from eslkit.cost import cost
 from eslkit.errors import EslError, InputError
 from eslkit.files import write_atomically
-from eslkit.manifest import StepState
+from eslkit.manifest import StepRecord, StepState
+from eslkit.paper import paper
 from eslkit.plan import Plan
 from eslkit.report import report
-from eslkit.schedule import schedule
+from eslkit.schedule import Schedule, schedule, schedule_from
 from eslkit.store import RunStore
 from eslkit.surgery.api import trace
 
-__all__ = ["app", "load_model", "parse_shape"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="eslkit",
@@ -92,31 +93,83 @@ def inspect(model: ModelArgument, input: InputOption = None, protect: ProtectOpt
 def plan(
     model: ModelArgument,
     input: InputOption = None,  # noqa: A002
-    width: Annotated[float, typer.Option(help="width multiplier of the expansion")] = 2.0,
-    depth: Annotated[int, typer.Option(help="levels that the expansion inserts")] = 1,
+    width: Annotated[
+        list[str] | None, typer.Option(help="multiplier of the expansion [2]; or NAME=1.5, each")
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="levels that the expansion inserts [1]", show_default=False)
+    ] = None,
     init: Annotated[str, typer.Option(help="init policy of the shrinking steps")] = "first",
     expand_init: Annotated[str, typer.Option(help="init policy of the expansion")] = "random",
-    granularity: Annotated[str, typer.Option(help="fine, one-shot, or layers a step")] = "fine",
-    iterations: Annotated[int | None, typer.Option(help="updates of every step")] = None,
+    granularity: Annotated[
+        str, typer.Option(help="fine, one-shot, direct, or layers a step")
+    ] = "fine",
+    step: Annotated[
+        list[str] | None,
+        typer.Option(help="a step of your own: names, or widths as enter=12,down=0.75; each"),
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(help="least part of a width that a step keeps")
+    ] = None,
+    paper_row: Annotated[
+        str | None, typer.Option("--paper", metavar="ROW", help="CSL1 to CSL3, ESL1 to ESL5")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="a large model to come down from")
+    ] = None,
+    iterations: Annotated[
+        list[str] | None, typer.Option(help="updates of every step; or STEP=1000, each")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="instead: cost of all, in updates of the small model")
+    ] = None,
+    share: Annotated[
+        list[str] | None, typer.Option(help="a step's share of the budget, as LSL2=3; each")
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the schedule")] = 0,
     protect: ProtectOption = None,
     draw: Annotated[Path | None, typer.Option(metavar="SVG", help="draw the steps")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="write JSON, - prints")] = None,
     yaml: Annotated[Path | None, typer.Option(metavar="FILE", help="write YAML, - prints")] = None,
 ) -> None:
-    """Show every step of a model's schedule: what changes, parameters, FLOPs, cost."""
-    made = schedule(
-        load_model(model),
-        width=width,
-        depth=depth,
-        init=init,
-        granularity=int(granularity) if granularity.isdigit() else granularity,
-        expand_init=expand_init,
-        example_inputs=_inputs(input),
-        protect=tuple(protect or ()),
-        iterations=iterations,
-        seed=seed,
-    )
+    """Show every step of a model's schedule: what changes, parameters, FLOPs, memory, cost."""
+    given = [name for name, value in (("--width", width), ("--depth", depth)) if value is not None]
+    if source is not None and (given or paper_row is not None):
+        raise InputError(
+            f"--source has nothing to expand: leave {', '.join([*given, '--paper'][:2])} out."
+        )
+    own = [parse_step(text) for text in step] if step else None
+    common: dict[str, Any] = {
+        "init": init,
+        "example_inputs": _inputs(input),
+        "protect": tuple(protect or ()),
+        "iterations": parse_table(iterations, option="--iterations", kind=int)
+        if iterations
+        else None,
+        "budget": budget,
+        "shares": parse_table(share, option="--share", kind=float, plain=False) if share else None,
+        "seed": seed,
+    }
+    order: dict[str, Any] = {
+        "granularity": own or (int(granularity) if granularity.isdigit() else granularity),
+        "factor": factor,
+    }
+    network = load_model(model)
+    if source is not None:
+        made = schedule_from(load_model(source), target=network, **common, **order)
+    else:
+        common["width"] = parse_table(width, option="--width", kind=float) if width else 2.0
+        common["depth"] = 1 if depth is None else depth
+        common["expand_init"] = expand_init
+        made = (
+            schedule(network, **common, **order)
+            if paper_row is None
+            else paper(network, paper_row, **common)
+        )
+    _show(made, draw=draw, json=json, yaml=yaml)
+
+
+def _show(made: Schedule, *, draw: Path | None, json: Path | None, yaml: Path | None) -> None:
     written = [(json, made.plan.to_json), (yaml, made.plan.to_yaml)]
     if not any(path == Path("-") for path, _ in written):
         typer.echo(str(made))
@@ -141,19 +194,25 @@ def status(folder: FolderArgument) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("step", no_wrap=True)
     table.add_column("state")
-    for name in ("seconds", *names):
+    for name in ("parameters", "iterations", "seed", "seconds", *names):
         table.add_column(name, justify="right")
-    for entry in store.manifest().steps:
+    for entry, step in zip(store.manifest().steps, run_plan.steps, strict=True):
         record = records.get(entry.index)
-        cells = [""] * (1 + len(names))
+        cells = [f"{step.parameters:,}", "" if step.iterations is None else f"{step.iterations:,}"]
+        cells += [f"{step.seed}", *[""] * (1 + len(names))]
         if record is not None:
             numbers = [record.metrics.get(name) for name in names]
-            cells = [f"{record.seconds:,.1f}"]
+            cells[3:] = [f"{record.seconds:,.1f}"]
             cells += ["" if number is None else f"{number:.4g}" for number in numbers]
         table.add_row(entry.name, _state(entry, running=running), *cells)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(f"{run_plan.model}: {_progress(run_plan, len(records), running=running)}")
     console.print(table)
+    for entry in store.manifest().steps:
+        if entry.state not in ("waiting", "finished"):
+            typer.echo(f"{entry.name}: {_details(store, entry, running=running)}")
+    for name, values in _versions(records.values()).items():
+        typer.echo(f"{name}: {', '.join(values)}")
 
 
 @app.command(name="report")
@@ -183,68 +242,36 @@ def rewind(
     typer.echo(f"Start the run again to train from {step} on. The old files are in {aside}.")
 
 
-def load_model(name: str) -> nn.Module:
-    """The model that `package.module:factory` names.
-
-    Raises:
-        InputError: it cannot be imported, does not exist, or gives no torch.nn.Module.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise InputError(
-            f"{name!r} names no model; expected package.module:factory, such as my_models:UNet."
-        )
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does when imported
-        raise InputError(
-            f"{module_name} cannot be imported from {Path.cwd()} "
-            f"({type(error).__name__}: {error}). Install it, or start where it lies."
-        ) from error
-    try:
-        made: Any = functools.reduce(getattr, attribute.split("."), module)
-    except AttributeError as error:
-        raise InputError(f"{module_name} has no {attribute!r}; look at its spelling.") from error
-    if callable(made) and not isinstance(made, nn.Module):
-        try:
-            made = made()
-        except Exception as error:  # whatever the user's factory does
-            raise InputError(
-                f"{name} could not be called without arguments ({type(error).__name__}: {error}). "
-                "Name a function that makes the model by itself."
-            ) from error
-    if not isinstance(made, nn.Module):
-        raise InputError(f"{name} gives a {type(made).__name__}, expected a torch.nn.Module.")
-    return made
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """The shape that `1,4,64,64` writes.
-
-    Raises:
-        InputError: it is no list of positive whole numbers.
-    """
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise InputError(
-            f"--input {text!r} is no shape; expected positive whole numbers as in 1,4,64,64."
-        )
-    return shape
-
-
 def _inputs(shapes: list[str] | None) -> tuple[torch.Tensor, ...] | None:
     return tuple(torch.zeros(parse_shape(text)) for text in shapes) if shapes else None
 
 
 def _state(entry: StepState, *, running: bool) -> str:
-    if entry.state == "running" and not running:
-        return "interrupted (the process is gone)"
-    return f"{entry.state}: {entry.reason}" if entry.reason else entry.state
+    return "interrupted" if entry.state == "running" and not running else entry.state
+
+
+def _details(store: RunStore, entry: StepState, *, running: bool) -> str:
+    """Why a step that was begun is not finished, and what its trainer has kept."""
+    reason = "the process is gone" if not running else "a process trains it"
+    told = f"{_state(entry, running=running)} ({entry.reason or reason})"
+    files = [path for path in store.trainer_folder(entry).rglob("*") if path.is_file()]
+    if not files:
+        return f"{told}; no checkpoint inside the step"
+    size = sum(path.stat().st_size for path in files) / 2**20
+    last = datetime.fromtimestamp(max(path.stat().st_mtime for path in files), UTC)
+    count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
+    return f"{told}; checkpoints: {count}, {size:.1f} MiB, {last:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _versions(records: Iterable[StepRecord]) -> dict[str, list[str]]:
+    """With what the finished steps were trained; more than one value is worth a look."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for name, value in record.versions.items():
+            values = found.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return found
 
 
 def _progress(run_plan: Plan, num_finished: int, *, running: bool) -> str:

@@ -66,12 +66,13 @@ def draw_plan(plan: Plan) -> str:
     Returns:
         An SVG document.
     """
-    widest = _widest([step.picture for step in plan.steps])
+    widest = _widest([picture_before(plan.steps[0], plan), *(s.picture for s in plan.steps)])
     rows: list[tuple[list[str], Drawing]] = []
-    small = plan.steps[-1].picture
-    figures = _figures(plan.base_parameters, plan.base_macs)
-    start = ["the small model", *figures]
-    rows.append((start, lay_out(compare((), small), widest=widest)))
+    origin = picture_before(plan.steps[0], plan)
+    start = ["the small model", *_figures(plan.base_parameters, plan.base_macs)]
+    if plan.source is not None:
+        start = ["the large model", *_figures(plan.source.parameters, plan.source.macs)]
+    rows.append((start, lay_out(compare((), origin), widest=widest)))
     for step in plan.steps:
         marked = compare(picture_before(step, plan), step.picture)
         words = re.sub(r"(\d) (l)", "\\1\N{NO-BREAK SPACE}\\2", describe(step, plan))

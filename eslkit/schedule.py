@@ -19,7 +19,7 @@ from eslkit.driver import Callback, walk
 from eslkit.errors import InputError, PlanError
 from eslkit.files import write_atomically
 from eslkit.manifest import StepRecord
-from eslkit.plan import Plan, Step, fingerprint
+from eslkit.plan import Plan, Source, Step, fingerprint
 from eslkit.planners import Choices, Granularity, plan_between, plan_expansion
 from eslkit.steps import apply_step
 from eslkit.store import RunStore
@@ -27,7 +27,7 @@ from eslkit.surgery.depth import clone
 from eslkit.surgery.policies import Policy
 from eslkit.surgery.resize import Prepared
 from eslkit.trainer import TrainerLike, as_trainer
-from eslkit.words import describe
+from eslkit.words import describe, mebibytes
 
 __all__ = [
     "Result",
@@ -108,26 +108,34 @@ class Schedule:
         return f"Schedule({type(self.model).__name__}, {len(self.steps)} steps)"
 
     def __str__(self) -> str:
-        table = Table(box=box.SIMPLE_HEAD, title=f"{self.plan.model}: {len(self.steps)} trainings")
-        table.add_column("step")
+        plan = self.plan
+        table = Table(box=box.SIMPLE_HEAD, title=f"{plan.model}: {len(self.steps)} trainings")
+        table.add_column("step", no_wrap=True)
         table.add_column("what changes", max_width=44)
-        for head in ("parameters", "GFLOPs", "iterations", "x scratch"):
+        heads = ("parameters", "GFLOPs", "MiB forward", "MiB training", "iterations", "x scratch")
+        for head in heads:
             table.add_column(head, justify="right")
-        start = (
-            "",
-            "the model as it is",
-            *_figures(self.plan.base_parameters, self.plan.base_macs),
+        if plan.source is not None:
+            table.add_row("", "the large model as it is", *_figures(plan.source), "", "")
+        small = (plan.base_peak_activation_bytes, plan.base_training_bytes)
+        own = (f"{plan.base_parameters:,}", f"{2 * plan.base_macs / 1e9:.3f}")
+        table.add_row(
+            *("", "the small model as it is", *own, *map(mebibytes, small), "", "1.00"),
+            end_section=True,
         )
-        table.add_row(*start, "", "1.00", end_section=True)
         for step in self.steps:
-            figures = _figures(step.parameters, step.macs)
             iterations = "" if step.iterations is None else f"{step.iterations:,}"
-            cost = f"{self.plan.cost(step):.2f}"
-            last = step is self.steps[-1]
-            row = (step.name, describe(step, self.plan), *figures, iterations, cost)
-            table.add_row(*row, end_section=last)
-        total = sum(map(self.plan.cost, self.steps))
-        table.add_row("all", "training cost of the whole schedule", "", "", "", f"{total:.2f}")
+            cost = f"{plan.cost(step):.2f}"
+            row = (step.name, describe(step, plan), *_figures(step), iterations, cost)
+            table.add_row(*row, end_section=step is self.steps[-1])
+        total = sum(map(plan.cost, self.steps))
+        table.add_row("all", "training cost of the whole schedule", *[""] * 5, f"{total:.2f}")
+        table.caption = (
+            "x scratch: FLOPs against training the small model for as long as the last step. MiB, "
+            "for inputs of these shapes: activations of a forward pass; a training with Adam, with "
+            "what autograd keeps."
+        )
+        table.caption_justify = "left"
         return _printed(table)
 
     def draw(self, path: str | Path) -> None:
@@ -351,12 +359,14 @@ def own_policies(*inits: str | Policy) -> dict[str, Policy]:
     return policies
 
 
-def _figures(parameters: int, macs: int) -> tuple[str, str]:
-    return f"{parameters:,}", f"{2 * macs / 1e9:.3f}"
+def _figures(network: Step | Source) -> tuple[str, str, str, str]:
+    memory = (network.peak_activation_bytes, network.training_bytes)
+    flops = f"{2 * network.macs / 1e9:.3f}"
+    return f"{network.parameters:,}", flops, mebibytes(memory[0]), mebibytes(memory[1])
 
 
 def _printed(table: Table) -> str:
-    console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
+    console = Console(file=StringIO(), width=120, color_system=None, legacy_windows=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip()

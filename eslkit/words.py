@@ -4,29 +4,55 @@ from __future__ import annotations
 
 from eslkit.plan import LayerInfo, Plan, Step
 
-__all__ = ["describe", "picture_before"]
+__all__ = ["describe", "mebibytes", "picture_before", "picture_of_model"]
+
+
+def picture_of_model(plan: Plan) -> tuple[LayerInfo, ...]:
+    """The layers of the small model; a whole schedule leaves it as its last network."""
+    return plan.picture or plan.steps[-1].picture
 
 
 def picture_before(step: Step, plan: Plan) -> tuple[LayerInfo, ...]:
-    """The layers of the network that a step starts from.
+    """The layers of the network that a step starts from."""
+    if step.index > 1:
+        return plan.steps[step.index - 2].picture
+    return picture_of_model(plan) if plan.source is None else plan.source.picture
 
-    A whole schedule ends where it began, so the small model looks like the last network.
-    """
-    return plan.steps[step.index - 2].picture if step.index > 1 else plan.steps[-1].picture
+
+def mebibytes(count: int | None) -> str:
+    """Bytes as `12.3` MiB; `?` where they are not known."""
+    if count is None:
+        return "?"
+    number = count / 2**20
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}"
 
 
 def describe(step: Step, plan: Plan) -> str:
     """One line on what a step changes, such as `level 4: 512 to 256 (2 layers)`."""
     if step.phase == "expand":
-        parts = [] if step.width in (None, 1) else [f"{step.width:g} times as wide"]
-        if step.depth:
-            parts.append(f"{step.depth} level{'s' if step.depth > 1 else ''} deeper")
-        return "expand: " + (", ".join(parts) or "trained as it is")
+        return _expansion(step, plan)
     layers = f"{step.layers} layer{'s' if step.layers != 1 else ''}"
     if step.phase == "layers":
         return f"remove {layers}"
+    if step.phase == "both":
+        gone = len(step.removed)
+        return f"narrow {step.layers - gone} layers, remove {gone}"
     changes = _width_changes(step, plan)
     return f"{changes} ({layers})" if changes else f"narrow {layers}"
+
+
+def _expansion(step: Step, plan: Plan) -> str:
+    multiplier = plan.width if step.width is None else step.width
+    parts: list[str] = []
+    if isinstance(multiplier, dict):
+        parts.append(f"{min(multiplier.values()):g} to {max(multiplier.values()):g} times as wide")
+    elif multiplier != 1:
+        parts.append(f"{multiplier:g} times as wide")
+    if step.depth:
+        parts.append(f"{step.depth} level{'s' if step.depth > 1 else ''} deeper")
+    if not parts:
+        return "train it from random weights" if step.init == "random" else "train it as it is"
+    return "expand: " + ", ".join(parts)
 
 
 def _width_changes(step: Step, plan: Plan) -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from eslkit.cli import app, load_model, parse_shape
+from eslkit.arguments import load_model, parse_shape, parse_step, parse_table
+from eslkit.cli import app
 from eslkit.driver import walk
 from eslkit.errors import InputError
 from eslkit.plan import Plan
@@ -19,6 +20,10 @@ from tests.eslkit.test_schedule import UNet
 
 MODEL = "tests.eslkit.test_schedule:UNet"
 ready = UNet()
+
+
+def large() -> UNet:
+    return UNet(6, 8)
 
 
 def call(*arguments: object) -> Result:
@@ -70,6 +75,64 @@ def test_plan_to_standard_output_is_a_plan_alone() -> None:
     assert json.loads(result.stdout)["depth"] == 0
 
 
+def test_plan_takes_tables_steps_and_budgets() -> None:
+    shape = ("-i", "1,1,16,16", "--depth", 0, "--json", "-")
+    result = call(
+        "plan", MODEL, *shape, "--width", "*=1.5", "--width", "level 1=3", "--budget", 900
+    )
+    assert result.exit_code == 0, result.output
+    plan = Plan.from_json(result.stdout)
+    assert plan.steps[0].widths == {"enter": 3, "low.0": 12, "low.2": 12, "up": 6}
+    assert all(step.iterations for step in plan.steps)
+    result = call(
+        *("plan", MODEL, *shape, "--step", "enter,up", "--step", "low.0=6,low.2=0.75"),
+        *("--step", "channels", "--iterations", "EL=7", "--iterations", "CSL*=9"),
+    )
+    plan = Plan.from_json(result.stdout)
+    assert [step.widths for step in plan.steps[1:]] == [
+        {"enter": 2, "up": 2},
+        {"low.0": 6, "low.2": 6},
+        {"low.0": 4, "low.2": 4},
+    ]
+    assert [step.iterations for step in plan.steps] == [7, 9, 9, 9]
+
+
+def test_plan_knows_the_papers_rows_and_large_models() -> None:
+    shape = ("-i", "1,1,16,16")
+    result = call("plan", MODEL, *shape, "--paper", "ESL5")
+    assert "2 trainings" in result.stdout
+    assert "MiB training" in result.stdout
+    result = call("plan", MODEL, *shape, "--source", "tests.eslkit.test_cli:large")
+    assert "the large model as it is" in result.stdout
+    assert "leave --depth, --paper out" in refused(
+        "plan", MODEL, "--source", MODEL, "--depth", 1, "--paper", "ESL1"
+    )
+
+
+@pytest.mark.parametrize(
+    "texts, expected", [(["2"], 2), (["a=1"], {"a": 1}), (["a.*=1", "b=3"], {"a.*": 1, "b": 3})]
+)
+def test_tables_are_read(texts: list[str], expected: object) -> None:
+    assert parse_table(texts, option="--x", kind=int) == expected
+
+
+@pytest.mark.parametrize("texts", [["a"], ["a=b"], ["=2"], ["1", "2"], ["a=1", "2"], [""]])
+def test_what_is_no_table_is_refused(texts: list[str]) -> None:
+    with pytest.raises(InputError, match=r"--x '.*': expected a number, or NAME=NUMBER"):
+        parse_table(texts, option="--x", kind=int)
+    with pytest.raises(InputError, match=r"--x '.*': expected NAME=NUMBER"):
+        parse_table(["2"], option="--x", kind=int, plain=False)
+
+
+def test_steps_are_read() -> None:
+    assert parse_step("channels") == "channels"
+    assert parse_step("enter, down.*") == ["enter", "down.*"]
+    assert parse_step("enter=12,down=0.75") == {"enter": 12, "down": 0.75}
+    for text in ("enter=1,down", "enter=x", "=3"):
+        with pytest.raises(InputError, match=r"expected names .* or a width or multiplier"):
+            parse_step(text)
+
+
 def test_status_shows_states_and_metrics(run: Path) -> None:
     result = call("status", run)
     assert result.exit_code == 0, result.output
@@ -80,7 +143,11 @@ def test_status_shows_states_and_metrics(run: Path) -> None:
     store.begin(small_plan().steps[1], num_bytes=1)
     result = call("status", run)
     assert "1 of 3 steps finished, not running; start it again to go on" in result.stdout
-    assert "interrupted (the process is gone)" in result.stdout
+    text = " ".join(result.stdout.split())
+    assert "CSL1: interrupted (the process is gone); no checkpoint inside the step" in text
+    assert f"torch: {torch.__version__}" in text
+    (store.trainer_folder(small_plan().steps[1]) / "last.pt").write_bytes(b"x")
+    assert "checkpoints: 1 file, 0.0 MiB, 20" in " ".join(call("status", run).stdout.split())
 
 
 def test_report_writes_a_page(run: Path, tmp_path: Path) -> None:
