@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["WILD", "Atoms", "Divisor", "IntArray"]
+__all__ = ["WILD", "Atoms", "Divisor", "IntArray", "Product"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -28,6 +28,19 @@ class Divisor:
 
     labels: IntArray
     number: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Product:
+    """A contraction of two activations over channels, as of queries and keys."""
+
+    node: object
+    """The operation, as the caller names it."""
+    sides: tuple[IntArray, IntArray]
+    """Labels of the channels that are summed over, of the left and the right side."""
+    scales: tuple[bool, bool]
+    """Whether each side scales with what its labels name."""
     where: str
 
 
@@ -49,8 +62,15 @@ class Atoms:
     splits: list[Tensor] = field(default_factory=list[Tensor])
     """Label tensors that vary along several axes at once, made by views."""
     divisors: list[Divisor] = field(default_factory=list[Divisor])
+    sums: list[tuple[IntArray, IntArray]] = field(default_factory=list[tuple[IntArray, IntArray]])
+    """Labels that were added to each other: those that name the sum, and the others."""
+    products: list[Product] = field(default_factory=list[Product])
+    plain: list[IntArray] = field(default_factory=list[IntArray])
+    """Labels of activations that something reads which does not scale with them."""
     where: str = ""
-    """The operation that is being looked at."""
+    """The operation that is being looked at, in words."""
+    node: object = None
+    """The same operation in the graph."""
     joins: list[tuple[str, IntArray, IntArray]] = field(
         default_factory=list[tuple[str, IntArray, IntArray]]
     )

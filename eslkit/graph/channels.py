@@ -34,6 +34,9 @@ class ChannelSpan:
     """Consecutive positions for each channel."""
     role: str
     """`producer`, `consumer`, or `follows` (biases, norms, statistics, per-channel scales)."""
+    divided: bool = False
+    """Whether it makes one side of a product of two activations (keys, say): then copies of the
+    channels are divided here, as they are where channels are consumed."""
 
     @property
     def layer(self) -> str:
@@ -184,6 +187,13 @@ class ChannelGraph:
         )
         held = tuple(constraint for constraint in constraints if constraint.counts)
         return replace(self, groups=groups, constraints=held)
+
+    def note(self, mixed: Mapping[str, tuple[str, ...]]) -> ChannelGraph:
+        """This graph with more that keeps a narrowed network from being the masked one."""
+        groups = tuple(
+            replace(group, mixed=group.mixed + mixed.get(group.name, ())) for group in self.groups
+        )
+        return replace(self, groups=groups)
 
     def explain(self, name: str) -> str:
         """What is coupled with a group or a layer, through which operations, why it may be fixed.

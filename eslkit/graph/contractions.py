@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 from torch import Tensor
 
-from eslkit.graph.atoms import Atoms
+from eslkit.graph.atoms import Atoms, IntArray, Product
 from eslkit.graph.ops import Op, Parts
 from eslkit.graph.values import Value, flat, merge, pin_all, support
 
@@ -17,7 +19,7 @@ def batched(value: Value, axes: Sequence[int]) -> Value:
     """The value with its axes as (batch, row, column); -1 inserts an axis of size 1."""
     shape = tuple(1 if a < 0 else value.shape[a] for a in axes)
     parts = tuple(p.reshape([1 if a < 0 else p.shape[a] for a in axes]) for p in value.parts)
-    return Value(shape, parts, value.free, value.weight, value.given)
+    return replace(value, shape=shape, parts=parts)
 
 
 def contract(atoms: Atoms, a: Value, b: Value, where: str) -> list[Tensor]:
@@ -45,7 +47,11 @@ def contract(atoms: Atoms, a: Value, b: Value, where: str) -> list[Tensor]:
     merge(atoms, met, inner, where)
     rows = [p for p in left if support(p) == {1}]
     columns = [p for p in right if support(p) == {2}]
-    _set_roles(atoms, a, b, k_left, k_right, rows, columns)
+    if a.weight or b.weight:
+        _set_roles(atoms, a, b, k_left, k_right, rows, columns)
+    elif k_left or k_right:
+        sides = (_labels_on(a, 2), _labels_on(b, 1))
+        atoms.products.append(Product(atoms.node, sides, (a.scales, b.scales), where))
     batch = (max(a.shape[0], b.shape[0]), 1, 1)
     outer = [
         Value((v.shape[0], 1, 1), tuple(p for p in ps if support(p) == {0}), v.free)
@@ -54,12 +60,16 @@ def contract(atoms: Atoms, a: Value, b: Value, where: str) -> list[Tensor]:
     return [*rows, *columns, *merge(atoms, outer, batch, where)]
 
 
+def _labels_on(value: Value, axis: int) -> IntArray:
+    """All labels of the channels along an axis, of every head."""
+    parts = [flat(part) for part in value.parts if part.shape[axis] > 1]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
 def _set_roles(
     atoms: Atoms, a: Value, b: Value, k_a: Parts, k_b: Parts, rows: Parts, columns: Parts
 ) -> None:
-    if a.weight == b.weight:
-        for part in (*k_a, *k_b):
-            atoms.set_role(flat(part), "dot")
+    if a.weight and b.weight:
         return
     consumed, produced = (k_a, rows) if a.weight else (k_b, columns)
     for part in consumed:
@@ -90,7 +100,7 @@ def matrix(atoms: Atoms, op: Op) -> list[Value]:
     parts = [p.reshape([p.shape[axis] for axis in keep]) for p in parts]
     product = Value(shape, tuple(p for p in parts if support(p)))
     if bias is not None:
-        return [op.result(merge(atoms, [product, bias], shape, op.where))]
+        return [op.result(merge(atoms, [product, bias], shape, op.where, added=True))]
     return [op.result(product.parts)]
 
 
@@ -118,7 +128,7 @@ def convolution(atoms: Atoms, op: Op) -> list[Value]:
     flat_values = [Value((width,), tuple(made))]
     if isinstance(bias, Value):
         flat_values.append(bias)
-    merged = merge(atoms, flat_values, (width,), op.where)
+    merged = merge(atoms, flat_values, (width,), op.where, added=True)
     view = [-1 if axis == 1 else 1 for axis in range(rank)]
     return [op.result([*(p.reshape(view) for p in merged), *kept])]
 

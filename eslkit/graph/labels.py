@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from eslkit.graph.atoms import Atoms, IntArray
 from eslkit.graph.export import Exported, source_line
 from eslkit.graph.ops import Op, protect
 from eslkit.graph.rules import rule_for
+from eslkit.graph.scaling import MATRIX, result_scales
 from eslkit.graph.values import Value, flat
 
 __all__ = ["Axis", "Labels", "run_on_labels"]
@@ -69,7 +70,7 @@ def run_on_labels(exported: Exported) -> Labels:
         values[node] = Value(exported.shape(node), given=True)
     for node in exported.graph.nodes:
         if node.op == "get_attr":
-            values[node] = Value(_shapes(node)[0], weight=True)
+            values[node] = Value(_shapes(node)[0], weight=True, constant=True)
         elif node.op == "call_function":
             values[node] = _call(atoms, node, values, exported)
     for node in exported.outputs:
@@ -91,7 +92,7 @@ def _parameter(
             parts.append(torch.arange(first, first + size).reshape(view))
         else:
             atoms.fix(np.array([first]), "an axis of size 1")
-    return Value(shape, tuple(parts), weight=True)
+    return Value(shape, tuple(parts), weight=True, scales=True)
 
 
 def _call(atoms: Atoms, node: fx.Node, values: dict[fx.Node, Any], exported: Exported) -> Any:
@@ -102,9 +103,22 @@ def _call(atoms: Atoms, node: fx.Node, values: dict[fx.Node, Any], exported: Exp
     if not hasattr(target, "_schema"):
         return None  # arithmetic on numbers
     op = Op(target, _bind(node, values), _shapes(node), _where(node, exported))
-    results = _apply(atoms, op)
+    atoms.where, atoms.node = op.where, node
+    results = _results(atoms, op)
     multiple = isinstance(node.meta["val"], (list, tuple))
     return results if multiple else results[0]
+
+
+def _results(atoms: Atoms, op: Op) -> list[Value]:
+    """What the rule gives, and whether it scales with its producers."""
+    results = _apply(atoms, op)
+    scales = result_scales(op)
+    moving = [value for value in op.values if not value.weight]
+    contracted = op.target.overloadpacket.__name__ in MATRIX
+    if len(moving) == 1 if contracted else not scales:
+        atoms.plain.extend(flat(part) for value in moving for part in value.parts)
+    constant = all(value.constant for value in op.values)
+    return [replace(result, constant=constant, scales=scales) for result in results]
 
 
 def _apply(atoms: Atoms, op: Op) -> list[Value]:
@@ -112,7 +126,6 @@ def _apply(atoms: Atoms, op: Op) -> list[Value]:
         free = bool(op.values) and all(v.free or not v.shape for v in op.values)
         free = free or not op.values or rule_for(op.target).__name__ == "factory"
         return [op.result((), i, free=free) for i in range(len(op.shapes))]
-    atoms.where = op.where
     try:
         return rule_for(op.target)(atoms, op)
     except (RuntimeError, IndexError, KeyError, ValueError, TypeError) as error:

@@ -22,12 +22,22 @@ def along_channels(value: Any, rank: int) -> list[Value]:
     return [Value(shape, parts, value.free)]
 
 
+def _summed(atoms: Atoms, affine: list[Value], op: Op) -> list[Value]:
+    """Scale and shift of a norm: they name the result, for it is linear in the two together."""
+    if len(affine) < 2:
+        return affine
+    shape = affine[0].shape
+    return [Value(shape, merge(atoms, affine, shape, op.where, added=True))]
+
+
 def norm_channels(atoms: Atoms, op: Op) -> list[Value]:
     """Batch norm and group norm: parameters and statistics meet the channel axis."""
     x = op.x
-    names = ("weight", "bias", "running_mean", "running_var")
-    extra = [v for n in names for v in along_channels(op.args.get(n), len(x.shape))]
-    parts = merge(atoms, [x, *extra], op.shapes[0], op.where)
+    affine, rest = (
+        [v for n in names for v in along_channels(op.args.get(n), len(x.shape))]
+        for names in (("weight", "bias"), ("running_mean", "running_var"))
+    )
+    parts = merge(atoms, [*_summed(atoms, affine, op), x, *rest], op.shapes[0], op.where)
     number = op.args.get("group")
     if isinstance(number, int):
         for part in parts:
@@ -67,8 +77,8 @@ def norm_weight(atoms: Atoms, op: Op) -> list[Value]:
 
 def norm_last(atoms: Atoms, op: Op) -> list[Value]:
     """Layer norm and RMS norm: parameters meet the last axes, which are mixed."""
-    extra = [op.args[n] for n in ("weight", "bias") if isinstance(op.args.get(n), Value)]
-    parts = merge(atoms, [op.x, *extra], op.shapes[0], op.where)
+    affine = [op.args[n] for n in ("weight", "bias") if isinstance(op.args.get(n), Value)]
+    parts = merge(atoms, [*_summed(atoms, affine, op), op.x], op.shapes[0], op.where)
     over = len(op.args["normalized_shape"])
     for part in parts:
         if any(axis >= part.dim() - over for axis in support(part)):

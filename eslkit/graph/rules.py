@@ -25,6 +25,7 @@ from eslkit.graph.moves import (
     scatter_slice,
 )
 from eslkit.graph.ops import Op, Rule, dims_of, protect
+from eslkit.graph.scaling import ADDED
 from eslkit.graph.values import Value, merge, pin_all, tidy
 
 __all__ = ["rule_for"]
@@ -35,7 +36,8 @@ def pointwise(atoms: Atoms, op: Op) -> list[Value]:
     values = op.values
     if not values:
         return factory(atoms, op)
-    parts = merge(atoms, values, op.shapes[0], op.where)
+    added = op.target.overloadpacket.__name__ in ADDED
+    parts = merge(atoms, values, op.shapes[0], op.where, added=added)
     free = all(value.free or not value.shape for value in values)
     return [op.result(parts, i, free=free) for i in range(len(op.shapes))]
 

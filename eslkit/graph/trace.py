@@ -24,6 +24,7 @@ from eslkit.graph.export import Exported, export
 from eslkit.graph.grouping import Grouping, RawGroup, group_atoms
 from eslkit.graph.labels import Axis, Labels, run_on_labels
 from eslkit.graph.levels import Resolution, group_levels, resolution_of
+from eslkit.graph.scaling import Divided, divide
 from eslkit.graph.skips import find_skips
 
 __all__ = ["Traced", "example_arguments", "trace_fully"]
@@ -40,6 +41,7 @@ class Traced:
     exported: Exported
     labels: Labels
     resolution: Resolution
+    divided: Divided
     inputs: tuple[Any, ...]
     keywords: Mapping[str, Any]
 
@@ -63,11 +65,12 @@ def trace_fully(
     groups = _protect(labels, protect)
     resolution = resolution_of(exported, labels)
     name = type(model).__name__
-    graph = _build(name, exported, labels, group_atoms(labels), resolution)
+    divided = divide(labels.atoms)
+    graph = _build(name, exported, labels, group_atoms(labels), resolution, divided)
     if groups:
         _protect_groups(labels, graph, groups)
-        graph = _build(name, exported, labels, group_atoms(labels), resolution)
-    return Traced(graph, exported, labels, resolution, inputs, keywords)
+        graph = _build(name, exported, labels, group_atoms(labels), resolution, divided)
+    return Traced(graph, exported, labels, resolution, divided, inputs, keywords)
 
 
 def example_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -171,20 +174,25 @@ def _protect_axis(labels: Labels, axis: Axis, pattern: str) -> None:
 
 
 def _build(
-    model: str, exported: Exported, labels: Labels, grouping: Grouping, resolution: Resolution
+    model: str,
+    exported: Exported,
+    labels: Labels,
+    grouping: Grouping,
+    resolution: Resolution,
+    divided: Divided,
 ) -> ChannelGraph:
     roles = _roles(labels)
     use = _first_use(exported)
     owner = {int(root): number for number, raw in enumerate(grouping.groups) for root in raw.roots}
     levels = group_levels(resolution, labels, owner)
-    mixed, joins = _mixed(labels, owner), _joins(labels, owner)
+    mixed, joins = _mixed(labels, owner, divided), _joins(labels, owner)
     positions: dict[tuple[str, int], str] = {}
     made: dict[int, ChannelGroup] = {}
     for number, raw in enumerate(grouping.groups):
         if raw.reason in _NOT_CHANNELS:
             positions.update({(s.axis.name, s.axis.axis): raw.reason for s in raw.spans})
             continue
-        group = _group(raw, roles, levels.get(number, 0), use)
+        group = _group(raw, roles, levels.get(number, 0), use, divided)
         made[number] = replace(group, mixed=mixed.get(number, ()), joins=joins.get(number, ()))
     numbers = sorted(made, key=lambda n: _rank(made[n], use))
     names = _names([made[n] for n in numbers])
@@ -240,6 +248,7 @@ def _group(
     roles: Mapping[tuple[str, int], str],
     level: int,
     use: Mapping[str, int],
+    divided: Divided,
 ) -> ChannelGroup:
     spans = tuple(
         ChannelSpan(
@@ -248,6 +257,7 @@ def _group(
             s.start,
             s.inner,
             roles.get((s.axis.name, s.axis.axis), "follows"),
+            bool(divided.atoms[s.axis.first + s.start]),
         )
         for s in raw.spans
     )
@@ -281,10 +291,14 @@ def _names(groups: Iterable[ChannelGroup]) -> list[str]:
     return names
 
 
-def _mixed(labels: Labels, owner: Mapping[int, int]) -> dict[int, tuple[str, ...]]:
+def _mixed(
+    labels: Labels, owner: Mapping[int, int], divided: Divided
+) -> dict[int, tuple[str, ...]]:
     found: dict[int, dict[str, None]] = {}
     notes = list(labels.atoms.mixers)
-    notes += [(part, "a product of two activations") for part in labels.atoms.roles.get("dot", [])]
+    for product in divided.unmended:
+        members = np.concatenate(product.sides)
+        notes.append((members[members >= 0], f"a product of two activations, {product.where}"))
     for members, where in notes:
         for number in {owner.get(int(r)) for r in np.unique(labels.atoms.find(members))}:
             if number is not None:

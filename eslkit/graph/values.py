@@ -42,6 +42,10 @@ class Value:
     """Computed from parameters and constants alone."""
     given: bool = False
     """An input of the model, at most moved about: its axes are fixed by whoever calls."""
+    constant: bool = False
+    """Made without parameters and without the model's input."""
+    scales: bool = False
+    """Multiplying what the labels name, and all that was added to it, multiplies this."""
 
     def part_on(self, axis: int) -> Tensor | None:
         """The first part that varies along `axis`."""
@@ -138,7 +142,12 @@ def pad_rank(part: Tensor, rank: int) -> Tensor:
 
 
 def merge(
-    atoms: Atoms, values: Sequence[Value], shape: tuple[int, ...], where: str
+    atoms: Atoms,
+    values: Sequence[Value],
+    shape: tuple[int, ...],
+    where: str,
+    *,
+    added: bool = False,
 ) -> tuple[Tensor, ...]:
     """Unite the labels that meet where `values` are broadcast to `shape`.
 
@@ -168,7 +177,7 @@ def merge(
             reason = "the model's input"
         present = pin_all(atoms, present, sorted(fixed), reason)
         if present:
-            result.append(unite(atoms, present))
+            result.append(unite(atoms, present, added=added))
     return tidy(atoms, result, where)
 
 
@@ -183,7 +192,7 @@ def _one(atoms: Atoms, parts: list[Tensor], where: str) -> list[Tensor]:
     return [parts[chosen]]
 
 
-def unite(atoms: Atoms, parts: Sequence[Tensor]) -> Tensor:
+def unite(atoms: Atoms, parts: Sequence[Tensor], *, added: bool = False) -> Tensor:
     """Unite parts element by element, broadcasting; the label of the result."""
     if len(parts) == 1:
         return parts[0]
@@ -191,5 +200,7 @@ def unite(atoms: Atoms, parts: Sequence[Tensor]) -> Tensor:
     result = wide[0]
     for part in wide[1:]:
         atoms.union(flat(result), flat(part))
+        if added:
+            atoms.sums.append((flat(result), flat(part)))
         result = torch.where(result == WILD, part, result)
     return result

@@ -51,10 +51,10 @@ def trace(
     """
     traced = trace_fully(model, example_inputs=example_inputs, protect=protect)
     try:
-        _, refused = prepare_possible(model, traced, scaled_widths(traced.graph, 2))
+        proved, refused = prepare_possible(model, traced, scaled_widths(traced.graph, 2))
     except ResizeError as error:
-        refused = dict.fromkeys(traced.graph.widths, str(error))
-    return traced.graph.protect(refused)
+        return traced.graph.protect(dict.fromkeys(traced.graph.widths, str(error)))
+    return traced.graph.protect(refused).note(proved.numbers.groups)
 
 
 def expand(

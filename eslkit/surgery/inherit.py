@@ -17,6 +17,7 @@ from eslkit.surgery.axes import AxisMap, ChannelMap, Piece
 from eslkit.surgery.policies.change import (
     AxisChange,
     GroupChange,
+    Maps,
     MapsWholeAxes,
     NeedsModel,
     Policy,
@@ -66,12 +67,17 @@ class _GroupMaps:
         """
         if span in self.spans:
             return self.spans[span]
-        consumes = span.role == "consumer"
+        consumes = span.role == "consumer" or span.divided
         return self.consumer if consumes != gradients else self.producer
 
 
 def axis_maps(
-    sizes: Sizes, tensors: Mapping[str, Tensor], policy: Policy, *, gradients: bool = False
+    sizes: Sizes,
+    tensors: Mapping[str, Tensor],
+    policy: Policy,
+    *,
+    gradients: bool = False,
+    factors: Mapping[int, float] | None = None,
 ) -> dict[tuple[str, int], AxisMap]:
     """(tensor, axis) -> its map, for every axis that changes.
 
@@ -80,6 +86,8 @@ def axis_maps(
         tensors: parameters and buffers of the network before.
         policy: bound to that network.
         gradients: the maps of gradients, instead of those of weights.
+        factors: atom -> factor with which a divided axis makes up for numbers in the model's code
+            that depend on the width; only maps that keep the function use them.
 
     Raises:
         ResizeError: the policy gave maps of the wrong shape, or that are not finite.
@@ -91,6 +99,11 @@ def axis_maps(
         for matrix in (made.producer, made.consumer, *made.spans.values()):
             _check(matrix, (change.new, group.width), f"group {group.name}")
         spans = {span: ChannelMap.of(matrix) for span, matrix in made.spans.items()}
+        if factors and _keeps_function(made):
+            for span in group.spans:
+                factor = factors.get(sizes.atom(span), 1.0) if span.divided else 1.0
+                if factor != 1.0:
+                    spans[span] = ChannelMap.of(made.consumer * factor)
         producer, consumer = ChannelMap.of(made.producer), ChannelMap.of(made.consumer)
         maps[group.name] = _GroupMaps(producer, consumer, spans)
     whole = policy if isinstance(policy, MapsWholeAxes) else None
@@ -102,6 +115,13 @@ def axis_maps(
         else:
             found[key] = _axis_map(sizes, key, old, maps, gradients=gradients)
     return found
+
+
+def _keeps_function(maps: Maps) -> bool:
+    """Whether copies add up to what they are copies of, and nothing is fresh."""
+    shares = (maps.producer * maps.consumer).sum(dim=0)
+    whole = torch.allclose(shares, torch.ones_like(shares), rtol=0, atol=1e-12)
+    return whole and bool((maps.producer != 0).any(dim=1).all())
 
 
 def _check(matrix: Tensor, shape: tuple[int, int], where: str) -> None:

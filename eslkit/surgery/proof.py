@@ -8,6 +8,7 @@ values; what then still fails is reported with the module and the text of the fa
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -17,9 +18,10 @@ from eslkit.graph.record import Recorder
 from eslkit.graph.trace import Traced, nodes_of
 from eslkit.graph.values import Value
 from eslkit.surgery.integers import Edit, apply_edits, candidates, known_edits
+from eslkit.surgery.numbers import factor_in
 from eslkit.surgery.sizes import Sizes
 
-__all__ = ["Failure", "prove"]
+__all__ = ["Failure", "Proof", "prove"]
 
 _MOST_RUNS = 48
 
@@ -37,18 +39,27 @@ class Failure:
     """Modules being called when it happened, outermost first."""
 
 
-def prove(model: nn.Module, sizes: Sizes) -> tuple[tuple[Edit, ...], Failure | None]:
-    """Run the model at its new sizes, on stand-ins.
+@dataclass(frozen=True)
+class Proof:
+    """What running a model at its new sizes has shown."""
 
-    Returns:
-        The attributes that must be set, and None or the failure that no attribute mends.
-    """
+    edits: tuple[Edit, ...]
+    """The attributes that must be set."""
+    failure: Failure | None
+    """What no attribute mends; None if all went well."""
+    numbers: Mapping[fx.Node, float]
+    """Operations that now multiply by another number -> the new one relative to the old one."""
+
+
+def prove(model: nn.Module, sizes: Sizes) -> Proof:
+    """Run the model at its new sizes, on stand-ins; its weights do not count."""
     world = World(sizes.traced.exported.runner)
     bare = world.copy(model, lambda name, tensor: sizes.parameter(name, tuple(tensor.shape)))
     edits = known_edits(model, bare)
     apply_edits(bare, edits)
     expected = _Expected(sizes)
-    failure = _run(bare, expected, world)
+    numbers: dict[fx.Node, float] = {}
+    failure = _run(bare, expected, world, numbers)
     runs = 1
     while failure is not None and runs < _MOST_RUNS:
         better: tuple[tuple[Edit, ...], Failure | None] | None = None
@@ -58,21 +69,25 @@ def prove(model: nn.Module, sizes: Sizes) -> tuple[tuple[Edit, ...], Failure | N
                 for e in trial
             )
             apply_edits(bare, trial)
-            after = _run(bare, expected, world)
+            after = _run(bare, expected, world, numbers)
             runs += 1
             if after is None or after.progress > failure.progress:
                 better = (trial, after)
                 break
             apply_edits(bare, kept)
         if better is None:
-            return edits, failure
+            break
         edits, failure = (*edits, *better[0]), better[1]
-    return edits, failure
+    return Proof(edits, failure, numbers)
 
 
-def _run(bare: nn.Module, expected: _Expected, world: World) -> Failure | None:
+def _run(
+    bare: nn.Module, expected: _Expected, world: World, numbers: dict[fx.Node, float]
+) -> Failure | None:
+    """One run: what failed, and in `numbers` which operations multiply by another number."""
     traced = expected.traced
-    watch = _Watch(expected)
+    numbers.clear()
+    watch = _Watch(expected, numbers)
     recorder = watch.recorder
     try:
         run(bare, traced.inputs, traced.keywords, world=world, recorder=recorder)
@@ -102,7 +117,7 @@ class _Expected:
         for node, value in sizes.traced.labels.values.items():
             shapes[node] = sizes.tensor(value) if isinstance(value, Value) else None
         self.operations = [
-            (node.target, shapes[node] if _labelled(self.traced, node) else None)
+            (node, shapes[node] if _labelled(self.traced, node) else None)
             for node in exported.graph.nodes
             if _is_operation(node)
         ]
@@ -129,11 +144,12 @@ class _Watch:
     the code takes another way, on purpose, the results of its modules still count.
     """
 
-    def __init__(self, expected: _Expected) -> None:
+    def __init__(self, expected: _Expected, numbers: dict[fx.Node, float]) -> None:
         self.recorder = Recorder(check=self._operation, check_call=self._call)
         self.progress = 0
         """How many operations and calls went well."""
         self._expected = expected
+        self._numbers = numbers
         self._same = True
         self._number = 0
 
@@ -141,13 +157,19 @@ class _Watch:
         operations = self._expected.operations
         number, self._number = self._number, self._number + 1
         self._same = (
-            self._same and number < len(operations) and operations[number][0] == node.target
+            self._same and number < len(operations) and operations[number][0].target == node.target
         )
         value = node.meta["val"]
         if self._same and isinstance(value, Tensor):
             where = source_line(node) or f"{node.target} in {self.recorder.owners[node] or 'it'}"
             self._compare(tuple(value.shape), operations[number][1], where)
+            self._compare_numbers(operations[number][0], node)
         self.progress += 1
+
+    def _compare_numbers(self, old: fx.Node, new: fx.Node) -> None:
+        before, after = factor_in(old), factor_in(new)
+        if before and after and before != after:
+            self._numbers[old] = after / before
 
     def _call(self, number: int, results: list[Tensor]) -> None:
         for tensor, want in zip(results, self._expected.calls.get(number, ()), strict=False):

@@ -25,9 +25,10 @@ from eslkit.surgery.inherit import (
     refresh,
 )
 from eslkit.surgery.integers import Edit, apply_edits
+from eslkit.surgery.numbers import Numbers, numbers_of
 from eslkit.surgery.policies import Policy, policy_of
 from eslkit.surgery.policies import random as random_policy
-from eslkit.surgery.proof import Failure, prove
+from eslkit.surgery.proof import Failure, Proof, prove
 from eslkit.surgery.sizes import Sizes
 from eslkit.surgery.widths import check_widths, scaled_widths, widths_towards
 
@@ -87,6 +88,11 @@ class Prepared:
 
     sizes: Sizes
     edits: tuple[Edit, ...]
+    numbers: Numbers
+
+
+def _prepared(sizes: Sizes, proof: Proof) -> Prepared:
+    return Prepared(sizes, proof.edits, numbers_of(sizes.traced, proof.numbers))
 
 
 def prepare_resize(model: nn.Module, traced: Traced, widths: Mapping[str, int]) -> Prepared:
@@ -104,10 +110,10 @@ def prepare_resize(model: nn.Module, traced: Traced, widths: Mapping[str, int]) 
     """
     check_widths(traced.graph, widths)
     sizes = Sizes(traced, widths)
-    edits, failure = prove(model, sizes)
-    if failure is not None:
-        raise ResizeError(_refusal(type(model).__name__, widths, failure))
-    return Prepared(sizes, edits)
+    proof = prove(model, sizes)
+    if proof.failure is not None:
+        raise ResizeError(_refusal(type(model).__name__, widths, proof.failure))
+    return _prepared(sizes, proof)
 
 
 def prepare_possible(
@@ -126,9 +132,10 @@ def prepare_possible(
     for _ in range(_ROUNDS):
         _drop_impossible(traced.graph, wanted, kept)
         sizes = Sizes(traced, wanted)
-        edits, failure = prove(model, sizes)
+        proof = prove(model, sizes)
+        failure = proof.failure
         if failure is None:
-            return Prepared(sizes, edits), kept
+            return _prepared(sizes, proof), kept
         refusal = _refusal(type(model).__name__, wanted, failure)
         blamed = _blamed(traced, sizes, failure)
         if not blamed:
@@ -249,7 +256,7 @@ def build_resized(model: nn.Module, prepared: Prepared, *, init: str | Policy) -
 
     made = skeleton(model, make)
     apply_edits(made, prepared.edits)
-    maps = axis_maps(sizes, before, policy)
+    maps = axis_maps(sizes, before, policy, factors=prepared.numbers.factors)
     everything = policy is random_policy
     if everything or any(bool(axis_map.fresh.any()) for axis_map in maps.values()):
         with torch.random.fork_rng(devices=[]):

@@ -40,18 +40,21 @@ class Sizes:
                 self.spans.setdefault((span.parameter, span.axis), []).append((span, change))
         for spans in self.spans.values():
             spans.sort(key=lambda item: item[0].start)
+        self._first = {(axis.name, axis.axis): axis.first for axis in traced.labels.axes}
         self._ratio = self._ratios()
 
     def _ratios(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         atoms = self.traced.labels.atoms
         ratio = np.ones(len(atoms.parent))
-        first = {(axis.name, axis.axis): axis.first for axis in self.traced.labels.axes}
         for change in self.changes:
             span = change.group.spans[0]
-            start = first[span.parameter, span.axis] + span.start
-            members: IntArray = start + np.arange(change.group.width) * span.inner
+            members: IntArray = self.atom(span) + np.arange(change.group.width) * span.inner
             ratio[atoms.find(members)] = change.new / change.group.width
         return ratio
+
+    def atom(self, span: ChannelSpan) -> int:
+        """The atom of a span's first position."""
+        return self._first[span.parameter, span.axis] + span.start
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """New shape of a parameter or buffer."""
