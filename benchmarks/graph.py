@@ -84,7 +84,12 @@ def _in_process(name: str, part: str, timeout: float) -> Row:
     phase = "trace" if part == "eslkit" else "rival"
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **one}
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            env={**os.environ, **one},
         )
     except subprocess.TimeoutExpired:
         return {phase: f"crash: more than {timeout:g} seconds"}
@@ -120,7 +125,9 @@ def _short(row: Row, part: str) -> str:
     if part == "rival":
         return f"{row.get('rival_trains', row.get('rival'))} {row.get('rival_ratio', '')}"
     bad = [f"{k}: {v}" for k, v in row.items() if isinstance(v, str) and k != "name" and v != "ok"]
-    facts = [row.get(k) for k in ("shrink_ratio", "narrow_error", "preserve_error", "trace_seconds")]
+    facts = [
+        row.get(k) for k in ("shrink_ratio", "narrow_error", "preserve_error", "trace_seconds")
+    ]
     return " | ".join([*bad, f"ratio, law 3, law 4, seconds: {facts}"])
 
 

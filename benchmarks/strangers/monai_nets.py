@@ -67,7 +67,11 @@ def networks() -> Iterator[Stranger]:
         lambda: nets.VarAutoEncoder(2, (1, 64, 64), 1, 8, widths, (2, 2, 2, 2)),
         (two,),
     )
-    yield "monai/ahnet", lambda: nets.AHNet(spatial_dims=2, out_channels=2), (noise(1, 1, 128, 128),)
+    yield (
+        "monai/ahnet",
+        lambda: nets.AHNet(spatial_dims=2, out_channels=2),
+        (noise(1, 1, 128, 128),),
+    )
     yield "monai/dints-free", lambda: nets.RegUNet(2, 1, 8, 3), (two,)
     yield "monai/localnet", lambda: nets.LocalNet(2, 1, 8, (0, 1, 2)), (two,)
     yield "monai/mednext", lambda: nets.MedNeXt(2, 8, 1, 2), (two,)

@@ -48,7 +48,7 @@ def _prune(model: nn.Module, inputs: Any) -> None:
 
     args, keywords = example_arguments(inputs)
     example: Any = keywords or (args[0] if len(args) == 1 else args)
-    last = [name for name in _output_layers(model, inputs)]
+    last = list(_output_layers(model, inputs))
     pruner = torch_pruning.pruner.MetaPruner(
         model,
         example,
@@ -71,4 +71,6 @@ def _output_layers(model: nn.Module, inputs: Any) -> list[str]:
     made = [g.producers for g in graph.groups if g.protected == "the model's output"]
     names = {name for producers in made for name in producers}
     known = dict(model.named_modules())
-    return sorted(n for n in names if isinstance(known.get(n), (nn.Linear, nn.modules.conv._ConvNd)))
+    return sorted(
+        n for n in names if isinstance(known.get(n), (nn.Linear, nn.modules.conv._ConvNd))
+    )

@@ -8,6 +8,7 @@ from benchmarks.strangers.inputs import Stranger, noise
 
 __all__ = ["networks"]
 
+
 def networks() -> Iterator[Stranger]:
     import segmentation_models_pytorch as smp
 

@@ -23,8 +23,7 @@ from benchmarks.strangers.inputs import Stranger
 from eslkit.errors import EslError, ResizeError
 from eslkit.graph.channels import ChannelGraph
 from eslkit.graph.export import tensor_leaves
-from eslkit.graph.trace import example_arguments, trace_fully
-from eslkit.surgery.sizes import check_widths, scaled_widths
+from eslkit.graph.trace import example_arguments
 
 __all__ = ["build", "call", "count", "failed", "loss_of", "measure", "train_step"]
 
@@ -90,7 +89,7 @@ def _noted(row: Row, phase: str) -> Iterator[None]:
     row[f"{phase}_seconds"] = round(time.perf_counter() - start, 3)
 
 
-def _memory(reset: bool = False) -> int:
+def _memory(*, reset: bool = False) -> int:
     """Highest resident memory in bytes since the last reset (Linux)."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
@@ -128,12 +127,11 @@ def _trains(model: nn.Module, inputs: Any) -> bool:
 
 def _coverage(row: Row, model: nn.Module, inputs: Any, before: int) -> None:
     with _noted(row, "trace"):
-        traced = trace_fully(model, example_inputs=inputs)
+        graph = eslkit.trace(model, example_inputs=inputs)
     row["trace_memory"] = _memory(reset=True) - before
     if row["trace"] != "ok":
         return
-    graph = traced.graph
-    used = {name for node, name in traced.exported.parameters.items() if node.users}
+    used = _used(model, graph)
     _describe(row, graph)
     train = row["train_mode"] = _trains(model, inputs)
     want = train_step(model, inputs, train=train)
@@ -170,6 +168,16 @@ def _coverage(row: Row, model: nn.Module, inputs: Any, before: int) -> None:
         row["back"] = "ok" if shapes == other else "wrong: other shapes"
 
 
+def _used(model: nn.Module, graph: ChannelGraph) -> set[str]:
+    idle = {
+        span.parameter
+        for group in graph.groups
+        for span in group.spans
+        if group.protected == "the forward pass does not use it"
+    }
+    return {name for name, _ in model.named_parameters()} - idle
+
+
 def _describe(row: Row, graph: ChannelGraph) -> None:
     resizable = graph.resizable
     row["groups"] = len(graph.groups)
@@ -199,7 +207,7 @@ def _exactness(row: Row, stranger: Stranger) -> None:
         if _distance(want, again) > 0:
             row["random"] = True  # the network draws numbers in eval mode
         for phase, factor, init in (("narrow", 0.5, "first"), ("preserve", 2, "preserve")):
-            widths = {n: w for n, w in scaled_widths(graph, factor).items() if n in plain}
+            widths = _scaled(graph, plain, factor)
             done, refused = _resized(model, graph, widths, inputs, init)
             row[f"{phase}_refused"] = sorted(refused)[:5]
             row[f"{phase}_tested"] = sum(len(w) for w, _ in done)
@@ -242,15 +250,22 @@ def _plain(graph: ChannelGraph) -> set[str]:
     return {g.name for g in graph.resizable if not odd & {g.name, *g.tied}}
 
 
+def _scaled(graph: ChannelGraph, names: set[str], factor: float) -> dict[str, int]:
+    """New widths of these groups; tied ones that cannot be scaled exactly are left out."""
+    kept = {
+        name
+        for name in names
+        if not graph.group(name).tied
+        or all(graph.group(n).width * factor % 1 == 0 for n in (name, *graph.group(name).tied))
+    }
+    wanted = {name: max(1, round(graph.group(name).width * factor)) for name in graph.widths}
+    return {n: wanted[n] for n in graph.widths if n in kept and wanted[n] != graph.widths[n]}
+
+
 def _resized(
     model: nn.Module, graph: ChannelGraph, widths: dict[str, int], inputs: Any, init: str
 ) -> tuple[list[tuple[dict[str, int], nn.Module]], set[str]]:
     """The model with these widths; in two parts where they do not go together."""
-    for name in list(widths):
-        try:
-            check_widths(graph, {n: w for n, w in widths.items() if _together(graph, name, n)})
-        except ResizeError:
-            widths.pop(name)
     if not widths:
         return [], set()
     try:
@@ -267,10 +282,6 @@ def _resized(
     halves = [{n: widths[n] for n in part} for part in (names[:cut], names[cut:])]
     results = [_resized(model, graph, half, inputs, init) for half in halves]
     return [made for done, _ in results for made in done], results[0][1] | results[1][1]
-
-
-def _together(graph: ChannelGraph, name: str, other: str) -> bool:
-    return other == name or other in graph.group(name).tied
 
 
 def _masked(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +24,20 @@ def execute(op: Op, part: Tensor) -> list[Tensor]:
         if isinstance(arg, Value):
             call[name] = torch.zeros(arg.shape, dtype=torch.int64)
     call[first] = part.expand(op.args[first].shape)
-    target = op.target
-    if target.overloadpacket.__name__ in _AS_RESHAPE:
+    if op.name in _AS_RESHAPE:
         return [call[first].reshape(call["size" if "size" in call else "shape"])]
-    made = target(**call)
+    if op.name == "as_strided":
+        return [_restrided(call[first], call["size"], call["stride"])]
+    made = op.target(**call)
     return [made] if isinstance(made, Tensor) else list(made)
+
+
+def _restrided(x: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """as_strided, where it only tells again how a tensor lies in memory."""
+    steps = [step for step, count in zip(stride, size, strict=True) if count > 1]
+    if tuple(size) != tuple(x.shape) or sorted(steps, reverse=True) != steps:
+        raise ValueError("it reads memory in another order")
+    return x
 
 
 def move(atoms: Atoms, op: Op) -> list[Value]:
@@ -39,24 +47,26 @@ def move(atoms: Atoms, op: Op) -> list[Value]:
         before = support(part)
         moved = execute(op, part)
         _note_cuts(atoms, op, part, moved)
+        if op.name.endswith("channel_shuffle") and part.shape[1] > 1:
+            _note_split(atoms, part.unflatten(1, (int(op.args["groups"]), -1)))
         for out, piece in zip(outs, moved, strict=False):
             out.extend(tidy(atoms, [piece], op.where))
             if len(before) < len(support(out[-1]) if out else ()):
-                atoms.splits.append(out[-1])
-                rows = _rows(out[-1])
-                atoms.partitions.append(rows)
+                _note_split(atoms, out[-1])
     return [op.result(parts, i, free=op.x.free) for i, parts in enumerate(outs)]
 
 
-def _rows(part: Tensor) -> Any:
+def _note_split(atoms: Atoms, part: Tensor) -> None:
+    """A view lays an axis out along several."""
     axis = min(support(part))
-    return part.movedim(axis, 0).reshape(part.shape[axis], -1).numpy()
+    atoms.splits.append(part)
+    atoms.partitions.append(part.movedim(axis, 0).reshape(part.shape[axis], -1).numpy())
 
 
 def _note_cuts(atoms: Atoms, op: Op, part: Tensor, moved: Parts) -> None:
     """A part of an axis that the code takes apart from the rest keeps its own count."""
     axis = op.args.get("dim")
-    if not isinstance(axis, int) or op.target.overloadpacket.__name__ not in _CUTS:
+    if not isinstance(axis, int) or op.name not in _CUTS:
         return
     axis %= part.dim()
     if part.shape[axis] == 1:
@@ -85,12 +95,11 @@ MOVES = (
 
 def index_along(atoms: Atoms, op: Op) -> list[Value]:
     """gather, embedding, index_select: rows picked by index along an axis that cannot resize."""
-    name = op.target.overloadpacket.__name__
     for part in (p for value in op.values[1:] for p in value.parts):
         atoms.fix(flat(part), f"{op.where} uses it as an index")
-    axis = 0 if name == "embedding" else dims_of(op, len(op.x.shape))[0]
+    axis = 0 if op.name == "embedding" else dims_of(op, len(op.x.shape))[0]
     parts = pin_all(atoms, op.x.parts, [axis], f"{op.where} picks positions by index")
-    if name == "gather":
+    if op.name == "gather":
         return [op.result([p.expand(op.x.shape).narrow(axis, 0, 1) for p in parts])]
     return [op.result(tidy(atoms, [execute(op, part)[0] for part in parts], op.where))]
 
@@ -111,7 +120,7 @@ def index_tensor(atoms: Atoms, op: Op) -> list[Value]:
 
 
 def concatenate(atoms: Atoms, op: Op) -> list[Value]:
-    """cat: labels side by side; a tensor without labels adds channels that must stay."""
+    """cat: labels side by side; a tensor of fixed size adds channels that must stay."""
     values = [value for value in op.args["tensors"] if value.shape != (0,)]
     rank = len(op.shapes[0])
     axis = dims_of(op, rank)[0]
@@ -131,19 +140,26 @@ def concatenate(atoms: Atoms, op: Op) -> list[Value]:
         pieces: list[Tensor] = []
         for value, parts in zip(values, along, strict=True):
             want = [value.shape[i] if i in axes else 1 for i in range(rank)]
-            pieces.append(parts[0].expand(want) if parts else _constant(atoms, value, axis, want))
+            pieces.append(parts[0].expand(want) if parts else _unlabelled(atoms, value, axis, want))
         result.extend(tidy(atoms, [torch.cat(pieces, axis)], op.where))
     return [op.result(result)]
 
 
-def _constant(atoms: Atoms, value: Value, axis: int, want: Sequence[int]) -> Tensor:
-    """Labels for a piece of an axis that has a fixed size."""
-    size = value.shape[axis]
+def _unlabelled(atoms: Atoms, value: Value, axis: int, want: Sequence[int]) -> Tensor:
+    """Labels for a piece of an axis that has none: of a fixed size, unless the code makes it."""
+    labels = _fresh(atoms, value.shape[axis])
+    if not value.free and axis not in value.loose:
+        atoms.fix(labels.numpy(), "concatenated with a tensor of fixed size")
+    view = [-1 if i == axis else 1 for i in range(len(want))]
+    return labels.reshape(view).expand(list(want))
+
+
+def _fresh(atoms: Atoms, size: int) -> Tensor:
+    """Labels of channels that the code makes, told apart from all others."""
     first = atoms.new(size)
     labels = torch.arange(first, first + size)
-    atoms.fix(labels.numpy(), "concatenated with a tensor of fixed size")
-    view = [size if i == axis else 1 for i in range(len(want))]
-    return labels.reshape(view).expand(list(want))
+    atoms.set_marks([labels.numpy()])
+    return labels
 
 
 def scatter_slice(atoms: Atoms, op: Op) -> list[Value]:
@@ -161,14 +177,21 @@ def scatter_slice(atoms: Atoms, op: Op) -> list[Value]:
 
 
 def pad(atoms: Atoms, op: Op) -> list[Value]:
-    """Zero padding: new channels fit any; new positions carry the labels of the old."""
+    """Zero padding: new channels have labels of their own, new positions those of the old."""
     amounts: list[int] = list(op.args["pad"])
-    rank = len(op.x.shape)
-    padded = {rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount}
-    parts: list[Tensor] = []
-    for part in op.x.parts:
-        if padded & support(part):
-            wide = part.expand(op.x.shape)
-            part = torch.constant_pad_nd(wide, amounts, WILD)
-        parts.append(part)
+    last = len(op.x.shape) - 1
+    parts = list(op.x.parts)
+    for number, part in enumerate(parts):
+        for i, amount in enumerate(amounts):
+            axis = last - i // 2
+            if not amount or axis not in support(part):
+                continue
+            if amount < 0:
+                part = part.narrow(axis, -amount * (1 - i % 2), part.shape[axis] + amount)
+                continue
+            want = [amount if n == axis else size for n, size in enumerate(part.shape)]
+            view = [-1 if n == axis else 1 for n in range(last + 1)]
+            more = _fresh(atoms, amount).reshape(view).expand(want)
+            part = torch.cat([part, more] if i % 2 else [more, part], axis)
+        parts[number] = part
     return [op.result(tidy(atoms, parts, op.where))]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from eslkit.graph.atoms import Atoms
@@ -25,6 +26,11 @@ class Op:
     shapes: tuple[tuple[int, ...], ...]
     """Shapes of the results; of a result that is no tensor, the empty shape."""
     where: str
+
+    @property
+    def name(self) -> str:
+        """The operation's name, without the underscore of those that write in place."""
+        return self.target.overloadpacket.__name__.rstrip("_")
 
     @property
     def values(self) -> list[Value]:
@@ -47,8 +53,31 @@ class Op:
 
     def result(self, parts: Parts, index: int = 0, *, free: bool = False) -> Value:
         """The value of result number `index`."""
-        given = any(value.given for value in self.values) and not parts
-        return Value(self.shapes[index], tuple(parts), free, self.weight, given)
+        values = self.values
+        given = any(value.given for value in values) and not parts
+        counted = self.name in _COUNTING or (any(v.counted for v in values) and not parts)
+        loose = self._loose(self.shapes[index])
+        return Value(
+            self.shapes[index],
+            tuple(parts),
+            free,
+            self.weight,
+            given,
+            loose=loose,
+            counted=counted,
+        )
+
+    def _loose(self, shape: tuple[int, ...]) -> frozenset[int]:
+        """Axes of a result that repeat one number, as those of what it was made from do."""
+        repeats = self.name in _REPEATING
+        if not repeats and torch.Tag.pointwise not in self.target.tags:
+            return frozenset()
+        found = {axis for axis, size in enumerate(shape) if size > 1}
+        for value in self.values[:1] if repeats else self.values:
+            shift = len(shape) - len(value.shape)
+            held = {a + shift for a, n in enumerate(value.shape) if n > 1 and a not in value.loose}
+            found -= held if not value.free else set()
+        return frozenset(found if repeats or any(v.loose for v in self.values) else ())
 
     def results(self, parts: Parts) -> list[Value]:
         """The same parts for every result that has their shape, and none for the others."""
@@ -57,6 +86,9 @@ class Op:
             for i, shape in enumerate(self.shapes)
         ]
 
+
+_COUNTING = {"arange", "linspace", "logspace", "range", "cumsum"}
+_REPEATING = {"expand", "expand_copy", "repeat"}
 
 Rule = Callable[[Atoms, Op], list[Value]]
 

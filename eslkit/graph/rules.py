@@ -78,6 +78,15 @@ def spatial(atoms: Atoms, op: Op) -> list[Value]:
     return [op.result(parts, i) for i in range(len(op.shapes))]
 
 
+def stack(atoms: Atoms, op: Op) -> list[Value]:
+    """stack: tensors of one form side by side along a new axis, which stays as long as it is."""
+    axis = dims_of(op, len(op.shapes[0]))[0]
+    shape = tuple(size for i, size in enumerate(op.shapes[0]) if i != axis)
+    parts = merge(atoms, op.values, shape, op.where)
+    free = all(value.free for value in op.values)
+    return [op.result([part.unsqueeze(axis) for part in parts], free=free)]
+
+
 def unfold(atoms: Atoms, op: Op) -> list[Value]:
     """im2col: every channel becomes one channel for each position of the window."""
     kept = pin_all(atoms, op.x.parts, (2, 3), f"{op.where} is over positions")
@@ -116,6 +125,7 @@ def _table() -> dict[str, Rule]:
     families: list[tuple[Rule, str]] = [
         (move, " ".join(MOVES)),
         (concatenate, "cat concat"),
+        (stack, "stack"),
         (index_along, "gather embedding index_select"),
         (index_tensor, "index _unsafe_index"),
         (scatter_slice, "slice_scatter select_scatter"),
@@ -169,6 +179,7 @@ _SPATIAL = re.compile(
 def rule_for(target: Any) -> Rule:
     """The rule for an ATen operation; `protect` where there is none."""
     name = target.overloadpacket.__name__
+    name = name if name in _RULES else name.rstrip("_")
     if name in _RULES:
         rule = _RULES[name]
         both = rule is reduce and "other" in {a.name for a in target._schema.arguments}

@@ -46,6 +46,10 @@ class Value:
     """Made without parameters and without the model's input."""
     scales: bool = False
     """Multiplying what the labels name, and all that was added to it, multiplies this."""
+    loose: frozenset[int] = frozenset()
+    """Axes along which the code repeats one number, to whatever length it needs."""
+    counted: bool = False
+    """Made of numbers that depend on how many there are (arange, linspace)."""
 
     def part_on(self, axis: int) -> Tensor | None:
         """The first part that varies along `axis`."""
@@ -164,13 +168,14 @@ def merge(
             for part in (p for parts in own for p in parts):
                 atoms.fix(flat(part), f"{where} joins axes that are labelled apart")
             continue
-        fixed = {
-            axis: value.given
+        bare = [
+            (value, axis)
             for value, parts, size in zip(values, own, sizes, strict=True)
-            if not parts and not value.free
+            if not parts
             for axis in block
-            if size[axis] > 1
-        }
+            if size[axis] > 1 and axis - rank + len(value.shape) not in value.loose
+        ]
+        fixed = {axis: value.given for value, axis in bare if not value.free}
         present = [parts[0] for parts in own if parts]
         reason = f"{where} meets a tensor whose size there is fixed"
         if any(fixed.values()):
@@ -178,6 +183,8 @@ def merge(
         present = pin_all(atoms, present, sorted(fixed), reason)
         if present:
             result.append(unite(atoms, present, added=added))
+        if present and any(value.counted for value, _ in bare):
+            atoms.mix(flat(result[-1]), f"{where}, which counts them")
     return tidy(atoms, result, where)
 
 

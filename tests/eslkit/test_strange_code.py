@@ -1,0 +1,193 @@
+"""Forms of code that public networks are written in, each in a network of its own."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import eslkit
+from tests.tolerances import MASKED
+
+
+class Network(nn.Module):
+    """Two convolutions, the middle that is tried, one convolution more."""
+
+    def __init__(self, width: int = 16, inputs: int = 3) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(inputs, width, 3, padding=1)
+        self.more = nn.Conv2d(width, width, 3, padding=1)
+        self.leave = nn.Conv2d(self.last(width), 2, 1)
+
+    def last(self, width: int) -> int:
+        """Channels that the middle hands on."""
+        return width
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        """What is tried; x is (batch, width, height, width)."""
+        return x
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, inputs, 8, 8) -> (batch, 2, 8, 8)."""
+        return self.leave(self.middle(torch.relu(self.enter(image)), image))
+
+
+class SummedHalves(Network):
+    """Channels summed in two halves that are stacked first, as LocalNet does."""
+
+    def last(self, width: int) -> int:
+        return width // 2
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.more(x)
+        return torch.stack(x.split(x.shape[1] // 2, dim=1), dim=-1).sum(dim=-1)
+
+
+class Interleaved(Network):
+    """Two maps whose channels alternate."""
+
+    def last(self, width: int) -> int:
+        return 2 * width
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        return torch.stack([x, self.more(x)], dim=2).flatten(1, 2)
+
+
+class PaddedShortcut(Network):
+    """A shortcut whose missing channels are zeros before and behind, as in early ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Conv2d(16, 32, 3, padding=1)
+        self.leave = nn.Conv2d(32, 2, 1)
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        wide = self.more(x)
+        missing = wide.shape[1] - x.shape[1]
+        return wide + F.pad(x, (0, 0, 0, 0, missing // 2, missing - missing // 2))
+
+
+class Remembered(Network):
+    """A state that starts as zeros beside the input, as a convolutional LSTM's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Conv2d(32, 16, 3, padding=1)
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        state = x.new_zeros(x.shape[0], self.more.out_channels, *x.shape[2:])
+        for _ in range(2):
+            state = torch.tanh(self.more(torch.cat([x, state], dim=1)))
+        return state
+
+
+class Normalised(Network):
+    """RMS norm by `F.normalize`, with a gain for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(1, 16, 1, 1))
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.more(F.normalize(x, dim=1) * self.gain * math.sqrt(x.shape[1]))
+
+
+class RepeatedInput(Network):
+    """The grey input is repeated for every channel and added, as VNet does."""
+
+    def __init__(self) -> None:
+        super().__init__(inputs=1)
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.more(x) + image.repeat(1, x.shape[1], 1, 1)
+
+
+class Shuffled(Network):
+    """torch's own channel shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shuffle = nn.ChannelShuffle(4)
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.more(self.shuffle(x))
+
+
+class PooledOnce(Network):
+    """A global pooling, which tells torch again how its result lies in memory."""
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        return x + F.interpolate(F.adaptive_avg_pool2d(self.more(x), 1), size=x.shape[2:])
+
+
+NETWORKS: list[Callable[[], Network]] = [
+    SummedHalves,
+    Interleaved,
+    PaddedShortcut,
+    Remembered,
+    Normalised,
+    RepeatedInput,
+    Shuffled,
+    PooledOnce,
+]
+
+
+def built(make: Callable[[], Network]) -> tuple[Network, Tensor]:
+    """The network in float64, and an image for it."""
+    torch.manual_seed(0)
+    model = make().to(torch.float64).eval()
+    return model, torch.rand(1, model.enter.in_channels, 8, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_it_is_halved_and_comes_back(make: Callable[[], Network]) -> None:
+    model, image = built(make)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", eslkit.ResizeWarning)
+        small = eslkit.shrink(model, example_inputs=image)
+        wide = eslkit.expand(model, init="first", example_inputs=image)
+        back = eslkit.shrink(wide, example_inputs=image)
+    assert small.enter.out_channels == 8
+    assert small.more.in_channels == model.more.in_channels // 2
+    assert small(image).shape == model(image).shape
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in back.state_dict().items())
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_narrowed_equals_masked_where_nothing_mixes(make: Callable[[], Network]) -> None:
+    model, image = built(make)
+    graph = eslkit.trace(model, example_inputs=image)
+    mixed = any(group.mixed for group in graph.resizable)
+    assert mixed == (make is Normalised)
+    if mixed:
+        return
+    widths = {name: width // 2 for name, width in graph.widths.items()}
+    small = eslkit.resize(model, widths, init="first", example_inputs=image)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for group in graph.resizable:
+            for span in group.spans:
+                if span.role == "consumer":
+                    start = span.start + widths[group.name] * span.inner
+                    size = (group.width - widths[group.name]) * span.inner
+                    parameters[span.parameter].narrow(span.axis, start, size).zero_()
+        MASKED.check(small(image), model(image))
+
+
+def test_numbers_that_count_the_channels_are_told() -> None:
+    class Waves(Network):
+        """Waves of one length for each channel, made for as many as there are."""
+
+        def middle(self, x: Tensor, image: Tensor) -> Tensor:
+            lengths = torch.arange(x.shape[1], dtype=x.dtype) + 1
+            return x + torch.sin(lengths)[:, None, None]
+
+    model, image = built(Waves)
+    graph = eslkit.trace(model, example_inputs=image)
+    assert any("counts them" in text for text in graph.group("enter").mixed)
