@@ -215,8 +215,11 @@ _LEGEND: tuple[tuple[Mark, str, str], ...] = (
 )
 
 
+_LEGEND_END = "skip; height: resolution, breadth and number: channels"
+
+
 def _legend_width() -> float:
-    return sum(34 + 6.4 * len(words) for _, _, words in _LEGEND) + 260
+    return sum(34 + 6.9 * len(words) for _, _, words in _LEGEND) + 28 + 6.9 * len(_LEGEND_END)
 
 
 def _legend(y: float) -> list[str]:
@@ -226,7 +229,6 @@ def _legend(y: float) -> list[str]:
         layer = LayerInfo.model_validate({"name": words, "kind": kind, "level": 0, "width": 1})
         parts.append(_block(Block(layer, mark, x, y - 2, 11, 14)))
         parts.append(_text(words, x + 17, y + 9, size=12, kind="soft"))
-        x += 34 + 6.4 * len(words)
+        x += 34 + 6.9 * len(words)
     parts.append(f'<path class="skip" d="M{x:.1f} {y + 5:.1f}h22"/>')
-    words = "skip; height: resolution, breadth and number: channels"
-    return [*parts, _text(words, x + 28, y + 9, size=12, kind="soft")]
+    return [*parts, _text(_LEGEND_END, x + 28, y + 9, size=12, kind="soft")]

@@ -25,6 +25,7 @@ _TALLEST, _SHRINK, _LOWEST = 36.0, 0.8, 11.0
 _BROADEST = 27.0
 _BESIDE, _BETWEEN, _BEND, _STAGES = 1.5, 5.0, 10.0, 22.0
 _LABEL_ROOM = LABEL + 6
+_LETTER = 0.64  # breadth of a digit, in the broadest of the usual fonts
 _MANY = 4  # equal layers in a row beyond this are drawn as one block with a count
 
 
@@ -174,7 +175,7 @@ def _stage(
         breadth = _breadth(width, widest) * (2 if many else 1)
         shown = layers[:1] if many else layers
         row = len(shown) * (breadth + _BESIDE) - _BESIDE
-        slot = max(row, len(text) * LABEL * 0.6)
+        slot = max(row, len(text) * LABEL * _LETTER + 4)
         at = x + (slot - row) / 2
         for layer in shown:
             others = tuple(layers[1:]) if many else ()

@@ -37,7 +37,7 @@ def picture_of(traced: Traced) -> tuple[LayerInfo, ...]:
                 level=level[node],
                 width=width,
                 stage=next((s for s in stages if name == s or name.startswith(f"{s}.")), ""),
-                skip=_skip(node, order, level, names),
+                skip=_skip(traced, node, order, level, names),
             )
         )
     return tuple(layers)
@@ -63,22 +63,25 @@ def _stages(traced: Traced) -> list[str]:
 
 
 def _skip(
+    traced: Traced,
     node: fx.Node,
     order: Mapping[fx.Node, int],
     level: Mapping[fx.Node, int],
     names: Mapping[fx.Node, str],
 ) -> str:
-    """The earliest layer whose output joins this one's input around something deeper."""
-    sources = _sources(node, order)
-    if len(sources) < 2:
-        return ""
-    first = min(sources, key=order.__getitem__)
-    last = max(sources, key=order.__getitem__)
-    between: Sequence[fx.Node] = [n for n in order if order[first] < order[n] <= order[last]]
-    deeper = any(
-        level[n] > level[first] or (op_name(n) == "convolution" and n.args[6]) for n in between
-    )
-    return names.get(first, "") if deeper else ""
+    """The latest layer whose output joins this one's input around something deeper.
+
+    Deeper than where they join: what a pooling brought down first joins around nothing.
+    """
+    sources = sorted(_sources(node, order), key=order.__getitem__)
+    joined = traced.resolution.of_positions(traced.resolution.layers[node][0])
+    for first in (source for source in reversed(sources[:-1]) if level[source] <= joined):
+        between: Sequence[fx.Node] = [
+            n for n in order if order[first] < order[n] <= order[sources[-1]]
+        ]
+        if any(level[n] > joined or (op_name(n) == "convolution" and n.args[6]) for n in between):
+            return names.get(first, "")
+    return ""
 
 
 def _sources(node: fx.Node, order: Mapping[fx.Node, int]) -> set[fx.Node]:
