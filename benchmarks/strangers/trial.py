@@ -90,7 +90,9 @@ def _noted(row: Row, phase: str) -> Iterator[None]:
 
 
 def _memory(*, reset: bool = False) -> int:
-    """Highest resident memory in bytes since the last reset (Linux)."""
+    """Highest resident memory in bytes since the last reset; 0 where the system does not tell."""
+    if not Path("/proc/self/clear_refs").exists():
+        return 0
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     text = Path("/proc/self/status").read_text()
