@@ -120,10 +120,11 @@ class LeastSquares:
                     solved[key].copy_(own[key])
 
     def _problem(self, name: str, count: int, new: nn.Module, before: _Before) -> _Problem | None:
-        """What the layer shall change: its uses over all batches, and what is missing there."""
+        """A layer's uses over all batches and what is missing there; None: leave it as it is."""
         tensors = dict(new.named_parameters())
         uses: list[Use] = []
         missing: list[Tensor] = []
+        size = 0.0
         for batch in self.batches:
             here = uses_of(new, batch, name, count=count)
             there = uses_of(before.model, batch, name, count=count)
@@ -138,6 +139,10 @@ class LeastSquares:
                     return None
                 uses.append(use)
                 missing.append(want - have)
+                size += _dot([want], [want])
+        exactly = 100 * torch.finfo(missing[0].dtype).eps
+        if _dot(missing, missing) <= exactly**2 * size:
+            return None  # nothing is missing but rounding
         shared = uses[0].bias if len({use.bias for use in uses}) == 1 else None
         keys = (name,) if shared is None else (name, shared)
         return _Problem(uses, missing, {key: tensors[key] for key in keys})
