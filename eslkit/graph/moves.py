@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from eslkit.graph.atoms import WILD, Atoms
 from eslkit.graph.ops import Op, Parts, dims_of, protect
 from eslkit.graph.values import Value, compact, flat, merge, pin_all, support, tidy
 
-__all__ = ["MOVES", "concatenate", "index_along", "index_tensor", "move", "pad", "scatter_slice"]
+__all__ = ["MOVES", "concatenate", "move", "pad", "pick", "scatter_slice"]
 
 _AS_RESHAPE = {"view", "_unsafe_view", "reshape"}
 
@@ -21,8 +23,7 @@ def execute(op: Op, part: Tensor) -> list[Tensor]:
     call = dict(op.args)
     first = next(name for name, arg in call.items() if isinstance(arg, Value))
     for name, arg in call.items():
-        if isinstance(arg, Value):
-            call[name] = torch.zeros(arg.shape, dtype=torch.int64)
+        call[name] = [_zeros(item) for item in arg] if isinstance(arg, list) else _zeros(arg)
     call[first] = part.expand(op.args[first].shape)
     if op.name in _AS_RESHAPE:
         return [call[first].reshape(call["size" if "size" in call else "shape"])]
@@ -30,6 +31,10 @@ def execute(op: Op, part: Tensor) -> list[Tensor]:
         return [_restrided(call[first], call["size"], call["stride"])]
     made = op.target(**call)
     return [made] if isinstance(made, Tensor) else list(made)
+
+
+def _zeros(arg: Any) -> Any:
+    return torch.zeros(arg.shape, dtype=torch.int64) if isinstance(arg, Value) else arg
 
 
 def _restrided(x: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -93,73 +98,56 @@ MOVES = (
 )
 
 
-def index_along(atoms: Atoms, op: Op) -> list[Value]:
-    """gather, embedding, index_select: rows picked by index along an axis that cannot resize."""
-    for part in (p for value in op.values[1:] for p in value.parts):
+def pick(atoms: Atoms, op: Op) -> list[Value]:
+    """x[i, j], gather, embedding ...: the axes picked from cannot resize, the others are kept."""
+    picked, *indices = op.values
+    for part in (p for index in indices for p in index.parts):
         atoms.fix(flat(part), f"{op.where} uses it as an index")
-    axis = 0 if op.name == "embedding" else dims_of(op, len(op.x.shape))[0]
-    parts = pin_all(atoms, op.x.parts, [axis], f"{op.where} picks positions by index")
-    if op.name == "gather":
-        return [op.result([p.expand(op.x.shape).narrow(axis, 0, 1) for p in parts])]
+    if "indices" in op.args and isinstance(op.args["indices"], list):
+        axes = [i for i, index in enumerate(op.args["indices"]) if isinstance(index, Value)]
+    else:
+        axes = [0 if op.name == "embedding" else dims_of(op, len(picked.shape))[0]]
+    parts = pin_all(atoms, picked.parts, axes, f"{op.where} picks positions by index")
     return [op.result(tidy(atoms, [execute(op, part)[0] for part in parts], op.where))]
-
-
-def index_tensor(atoms: Atoms, op: Op) -> list[Value]:
-    """x[i, j]: the indexed axes cannot resize, the others carry their labels."""
-    x, indices = op.x, op.args["indices"]
-    for part in (p for index in indices if isinstance(index, Value) for p in index.parts):
-        atoms.fix(flat(part), f"{op.where} uses it as an index")
-    axes = [axis for axis, index in enumerate(indices) if isinstance(index, Value)]
-    parts = pin_all(atoms, x.parts, axes, f"{op.where} picks positions by index")
-    zeros = [
-        torch.zeros(index.shape, dtype=torch.int64) if isinstance(index, Value) else None
-        for index in indices
-    ]
-    moved = [torch.ops.aten.index.Tensor(part.expand(x.shape), zeros) for part in parts]
-    return [op.result(tidy(atoms, moved, op.where))]
 
 
 def concatenate(atoms: Atoms, op: Op) -> list[Value]:
     """cat: labels side by side; a tensor of fixed size adds channels that must stay."""
     values = [value for value in op.args["tensors"] if value.shape != (0,)]
-    rank = len(op.shapes[0])
-    axis = dims_of(op, rank)[0]
+    return [op.result(_join(atoms, values, dims_of(op, len(op.shapes[0]))[0], op.where))]
+
+
+def _join(atoms: Atoms, values: Sequence[Value], axis: int, where: str) -> list[Tensor]:
+    """The parts of tensors that are laid end to end along an axis."""
+    rank = len(values[0].shape)
     others: list[Value] = []
     for value in values:
         keep = tuple(p for p in value.parts if axis not in support(p))
         shape = tuple(1 if i == axis else size for i, size in enumerate(value.shape))
         others.append(Value(shape, keep, free=value.free))
-    shape = tuple(1 if i == axis else size for i, size in enumerate(op.shapes[0]))
-    result = list(merge(atoms, others, shape, op.where))
+    result = list(merge(atoms, others, others[0].shape, where))
     along = [[p for p in v.parts if axis in support(p)] for v in values]
     if any(len(parts) > 1 for parts in along):
         for part in (p for parts in along for p in parts):
-            atoms.fix(flat(part), f"{op.where} joins axes that are labelled apart")
+            atoms.fix(flat(part), f"{where} joins axes that are labelled apart")
     elif any(along):
         axes = set[int]().union(*(support(p) for parts in along for p in parts))
         pieces: list[Tensor] = []
         for value, parts in zip(values, along, strict=True):
             want = [value.shape[i] if i in axes else 1 for i in range(rank)]
             pieces.append(parts[0].expand(want) if parts else _unlabelled(atoms, value, axis, want))
-        result.extend(tidy(atoms, [torch.cat(pieces, axis)], op.where))
-    return [op.result(result)]
+        result.extend(tidy(atoms, [torch.cat(pieces, axis)], where))
+    return result
 
 
 def _unlabelled(atoms: Atoms, value: Value, axis: int, want: Sequence[int]) -> Tensor:
     """Labels for a piece of an axis that has none: of a fixed size, unless the code makes it."""
-    labels = _fresh(atoms, value.shape[axis])
+    first = atoms.new(value.shape[axis])
+    labels = torch.arange(first, first + value.shape[axis])
+    atoms.set_marks([labels.numpy()])
     if not value.free and axis not in value.loose:
         atoms.fix(labels.numpy(), "concatenated with a tensor of fixed size")
-    view = [-1 if i == axis else 1 for i in range(len(want))]
-    return labels.reshape(view).expand(list(want))
-
-
-def _fresh(atoms: Atoms, size: int) -> Tensor:
-    """Labels of channels that the code makes, told apart from all others."""
-    first = atoms.new(size)
-    labels = torch.arange(first, first + size)
-    atoms.set_marks([labels.numpy()])
-    return labels
+    return labels.reshape([-1 if i == axis else 1 for i in range(len(want))]).expand(list(want))
 
 
 def scatter_slice(atoms: Atoms, op: Op) -> list[Value]:
@@ -178,20 +166,18 @@ def scatter_slice(atoms: Atoms, op: Op) -> list[Value]:
 
 def pad(atoms: Atoms, op: Op) -> list[Value]:
     """Zero padding: new channels have labels of their own, new positions those of the old."""
-    amounts: list[int] = list(op.args["pad"])
-    last = len(op.x.shape) - 1
-    parts = list(op.x.parts)
-    for number, part in enumerate(parts):
-        for i, amount in enumerate(amounts):
-            axis = last - i // 2
-            if not amount or axis not in support(part):
-                continue
-            if amount < 0:
-                part = part.narrow(axis, -amount * (1 - i % 2), part.shape[axis] + amount)
-                continue
-            want = [amount if n == axis else size for n, size in enumerate(part.shape)]
-            view = [-1 if n == axis else 1 for n in range(last + 1)]
-            more = _fresh(atoms, amount).reshape(view).expand(want)
-            part = torch.cat([part, more] if i % 2 else [more, part], axis)
-        parts[number] = part
-    return [op.result(tidy(atoms, parts, op.where))]
+    x = op.x
+    for i, amount in enumerate(op.args["pad"]):
+        axis = len(x.shape) - 1 - i // 2
+        shape, more = list(x.shape), list(x.shape)
+        shape[axis], more[axis] = shape[axis] + amount, amount
+        if amount > 0:
+            zeros = Value(tuple(more), free=True)
+            parts = _join(atoms, (x, zeros) if i % 2 else (zeros, x), axis, op.where)
+        else:
+            start = 0 if i % 2 else -amount
+            parts = [
+                p.narrow(axis, start, shape[axis]) if axis in support(p) else p for p in x.parts
+            ]
+        x = replace(x, shape=tuple(shape), parts=tuple(parts))
+    return [op.result(tidy(atoms, x.parts, op.where))]

@@ -18,10 +18,9 @@ from eslkit.graph.mixing import gated, norm_channels, norm_last, norm_weight, or
 from eslkit.graph.moves import (
     MOVES,
     concatenate,
-    index_along,
-    index_tensor,
     move,
     pad,
+    pick,
     scatter_slice,
 )
 from eslkit.graph.ops import Op, Rule, dims_of, protect
@@ -126,8 +125,7 @@ def _table() -> dict[str, Rule]:
         (move, " ".join(MOVES)),
         (concatenate, "cat concat"),
         (stack, "stack"),
-        (index_along, "gather embedding index_select"),
-        (index_tensor, "index _unsafe_index"),
+        (pick, "gather embedding index_select index _unsafe_index"),
         (scatter_slice, "slice_scatter select_scatter"),
         (pad, "constant_pad_nd"),
         (like, "zeros_like ones_like empty_like full_like rand_like randn_like"),
