@@ -1,22 +1,42 @@
-"""Where a level can be inserted: edges that separate a bottleneck's entries from its exits."""
+"""Where a level can be inserted: edges that separate a bottleneck's entries from its exits.
+
+A bottleneck is the region of lowest resolution between a reduction and an up-sampling. Its entries
+are the maps that were reduced to its resolution, its exits those that are brought to a finer one.
+A place is a set of edges, the uses of one map inside a module or behind it, without which no way
+leads from an entry to an exit: a level put there sees everything that passes the bottleneck.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, fx
+import networkx as nx
+from torch import fx
 
 from eslkit.graph.export import Call
+from eslkit.graph.maps import (
+    PRODUCTS,
+    Layout,
+    find_maps,
+    grid_of,
+    moves_data,
+    nearest,
+    op_name,
+    scales_of,
+    users,
+)
 from eslkit.graph.trace import Traced
-from eslkit.graph.values import Value
 
-__all__ = ["Bottleneck", "Place", "find_bottlenecks", "op_name"]
+__all__ = ["Bottleneck", "Place", "find_bottlenecks", "op_name", "places_at"]
 
 _GLOBAL = ("mean", "adaptive", "sum", "amax")
-_SAMPLING = ("upsample", "pixel_shuffle", "max_unpool", "convolution", "grid_sampler")
+_RAISING = set(
+    "max_unpool2d max_unpool3d grid_sampler_2d grid_sampler_3d grid_sampler col2im slice_scatter "
+    "index index_select".split()
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +48,19 @@ class Place:
     """The module to wrap."""
     before: bool
     """Whether the level goes before the module (the edge is its input) or behind it."""
+    slots: tuple[int, ...]
+    """Which of the tensors that go in, or come out, the edge is."""
     width: int
     """Channels on the edge."""
-    convs_before: int
-    convs_behind: int
+    layout: Layout
+    sizes: tuple[int, ...]
+    """Positions along each spatial axis."""
+    layers_before: int
+    """Layers with weights in the bottleneck that the edge does not lead to."""
+    layers_behind: int
+
+    def __str__(self) -> str:
+        return f"{'before' if self.before else 'behind'} {self.path}"
 
 
 @dataclass(frozen=True)
@@ -39,185 +68,285 @@ class Bottleneck:
     """A connected region of lowest resolution between a reduction and an up-sampling."""
 
     nodes: tuple[fx.Node, ...]
+    """Everything on a way from an entry to an exit."""
     entries: tuple[fx.Node, ...]
     exits: tuple[fx.Node, ...]
+    raised: tuple[fx.Node, ...]
+    """The finer maps that are made from the exits."""
     positions: int
     places: tuple[Place, ...]
     """Where a level can go, best first."""
 
 
-def op_name(node: fx.Node) -> str:
-    """The ATen operation's name, empty for what is no operation."""
-    target: Any = node.target
-    packet = getattr(target, "overloadpacket", None)
-    return packet.__name__ if node.op == "call_function" and packet is not None else ""
-
-
 def find_bottlenecks(traced: Traced) -> tuple[Bottleneck, ...]:
     """All bottlenecks of a model: one for each hourglass; empty where there is none."""
     finder = _Finder(traced)
-    for positions in sorted({p for p in finder.positions.values() if p is not None}):
-        regions = finder.regions(positions)
+    for scale in sorted(set(finder.scales.values())):
+        regions = finder.regions(scale)
         if regions:
-            return tuple(finder.bottleneck(region, positions) for region in regions)
+            return tuple(finder.with_places(regions, scale))
     return ()
+
+
+def places_at(traced: Traced, path: str) -> tuple[Place, ...]:
+    """Edges at one module, in a bottleneck or not: its only input first, then its only output."""
+    finder = _Finder(traced)
+    found: dict[tuple[bool, tuple[int, ...]], Place] = {}
+    calls = [call for call in traced.exported.calls if call.path == path]
+    for call, before, slots, node in _edges(calls):
+        whole = len(call.inputs if before else call.outputs) == len(slots)
+        place = finder.place(node, path, before, slots, (0, 0)) if whole else None
+        if place is not None:
+            found.setdefault((before, slots), place)
+    return tuple(sorted(found.values(), key=lambda place: not place.before))
+
+
+@dataclass
+class _Region:
+    nodes: set[fx.Node]
+    entries: set[fx.Node]
+    exits: set[fx.Node]
+    raised: set[fx.Node]
 
 
 class _Finder:
     def __init__(self, traced: Traced) -> None:
         self.traced = traced
-        self.rank = traced.resolution.dims + 2
-        self.nodes = [n for n in traced.exported.graph.nodes if n.op == "call_function"]
+        self.maps = find_maps(traced)
+        self.scales = scales_of(self.maps, traced.resolution.dims)
         self.order = {node: i for i, node in enumerate(traced.exported.graph.nodes)}
-        self.positions = {node: self._positions(node) for node in self.nodes}
+        self.outputs = set(traced.exported.outputs)
 
-    def _positions(self, node: fx.Node) -> int | None:
-        value = self.traced.labels.values.get(node)
-        held = node.meta.get("val")
-        if not isinstance(held, Tensor) or not isinstance(value, Value) or value.weight:
-            return None
-        if op_name(node) in ("probe", "empty") or len(value.shape) != self.rank:
-            return None
-        if value.part_on(1) is None and any(
-            value.part_on(axis) is not None for axis in range(2, self.rank)
-        ):
-            return None  # channels stand last, as a linear layer wants them
-        return math.prod(value.shape[2:])
-
-    def regions(self, positions: int) -> list[list[fx.Node]]:
-        """Nodes between the entries and the exits at this resolution, one list a region."""
-        entries = [n for n in self.nodes if self._is_entry(n, positions)]
-        regions: list[set[fx.Node]] = []
-        for entry in entries:
-            reached = self._reach(entry, positions)
-            if not any(self._is_exit(node, positions) for node in reached):
+    def regions(self, scale: int) -> list[_Region]:
+        """What lies between the entries and the exits at this scale, one item a region."""
+        found: list[_Region] = []
+        for entry in (n for n in self.maps if self._is_entry(n, scale)):
+            reached = self._reach(entry, scale)
+            maps = [n for n in reached if n in self.maps]
+            raised = {n: up for n in maps if (up := self._raised(n, scale))}
+            if not raised:
                 continue
-            touching = [region for region in regions if region & reached]
-            regions = [region for region in regions if not region & reached]
-            regions.append(reached.union(*touching))
-        return [sorted(region, key=self.order.__getitem__) for region in regions]
+            region = _Region(reached, {entry}, set(raised), set().union(*raised.values()))
+            for other in [r for r in found if r.nodes & reached]:
+                found.remove(other)
+                region.nodes |= other.nodes
+                region.entries |= other.entries
+                region.exits |= other.exits
+                region.raised |= other.raised
+            found.append(region)
+        for region in found:
+            self._cut_dead_ends(region)
+        return sorted(found, key=lambda region: min(self.order[n] for n in region.nodes))
 
-    def _is_entry(self, node: fx.Node, positions: int) -> bool:
-        if self.positions[node] != positions or any(g in op_name(node) for g in _GLOBAL):
+    def _is_entry(self, node: fx.Node, scale: int) -> bool:
+        if self.scales[node] != scale or any(g in op_name(node) for g in _GLOBAL):
             return False
-        sources = [self.positions.get(s) for s in _nearest(node, _sources, self.positions)]
-        if not sources or not any(s is not None and s > positions for s in sources):
+        if not any(self.scales[s] > scale for s in nearest(node, self._reduced, self.maps)):
             return False
-        return positions > 1 or not any(
-            g in op_name(s) for s in node.all_input_nodes for g in _GLOBAL
-        )
+        return scale > 1 or not self._from_global(node)
 
-    def _is_exit(self, node: fx.Node, positions: int) -> bool:
-        return any(
-            (self.positions.get(user) or 0) > positions
-            and any(word in op_name(user) for word in _SAMPLING)
-            for user in _nearest(node, _users, self.positions)
-        )
+    def _reduced(self, node: fx.Node) -> Iterable[fx.Node]:
+        """What a node is made from, unless by attention, which is no reduction."""
+        product = op_name(node) in PRODUCTS and node not in self.traced.resolution.layers
+        return () if product else node.all_input_nodes
 
-    def _reach(self, start: fx.Node, positions: int) -> set[fx.Node]:
+    def _from_global(self, node: fx.Node) -> bool:
+        """Whether a map of one position comes from a global pooling, as that of a gate does."""
+        seen, pending = {node}, list(node.all_input_nodes)
+        while pending:
+            here = pending.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            if any(g in op_name(here) for g in _GLOBAL):
+                return True
+            if here not in self.maps:
+                pending.extend(here.all_input_nodes)
+        return False
+
+    def _raised(self, node: fx.Node, scale: int) -> set[fx.Node]:
+        """Finer maps made from this one by an up-sampling."""
+        found: set[fx.Node] = set()
+        seen, pending = {node}, list(users(node))
+        while pending:
+            user = pending.pop()
+            if user in seen:
+                continue
+            seen.add(user)
+            if user in self.maps:
+                if self.scales[user] > scale and _samples(user, scale):
+                    found.add(user)
+            elif scale > 1 and moves_data(user):
+                pending.extend(users(user))
+        return found
+
+    def _reach(self, start: fx.Node, scale: int) -> set[fx.Node]:
         reached, pending = {start}, [start]
         while pending:
-            for user in pending.pop().users:
-                if user in reached or user.op == "output" or op_name(user) == "probe":
-                    continue
-                if self.positions.get(user) in (positions, None):
+            for user in users(pending.pop()):
+                if user not in reached and self.scales.get(user, scale) == scale:
                     reached.add(user)
                     pending.append(user)
         return reached
 
-    def bottleneck(self, region: list[fx.Node], positions: int) -> Bottleneck:
-        """The region with its entries, exits, and the places for a level."""
-        inside = set(region)
-        entries = [n for n in region if self._is_entry(n, positions)]
-        exits = [n for n in region if self._is_exit(n, positions)]
-        places: list[Place] = []
-        convs = [n for n in region if self.positions[n] and op_name(n) == "convolution"]
-        for node in region:
-            if self.positions[node] != positions:
-                continue
-            if not self._separates(node, inside, entries, exits):
-                continue
-            behind = self._count(node, inside, convs)
-            before = len(convs) - behind
-            width = self.traced.exported.shape(node)[1]
-            for call, first in _wrappable(self.traced.exported.calls, node):
-                places.append(Place(node, call.path, first, width, before, behind))
-        places.sort(key=self._preference)
-        return Bottleneck(tuple(region), tuple(entries), tuple(exits), positions, tuple(places))
+    def _cut_dead_ends(self, region: _Region) -> None:
+        """Keep what leads to an exit: a classifier that hangs on the bottleneck does not."""
+        leading, pending = set(region.exits), list(region.exits)
+        for node in region.raised:  # what only moves data on its way up
+            pending.extend(s for s in node.all_input_nodes if s in region.nodes)
+        while pending:
+            node = pending.pop()
+            leading.add(node)
+            pending.extend(
+                s for s in node.all_input_nodes if s in region.nodes and s not in leading
+            )
+        region.nodes = leading
 
-    def _preference(self, place: Place) -> tuple[Any, ...]:
-        between = place.convs_before > 0 and place.convs_behind > 0
-        gap = abs(place.convs_before - place.convs_behind)
-        return (not between, gap, not place.before, -self.order[place.node], -len(place.path))
+    def with_places(self, regions: list[_Region], scale: int) -> Iterator[Bottleneck]:
+        """The bottlenecks, each with its places.
 
-    def _separates(
+        A module that is called several times is a place only where every call of it is one.
+        """
+        found = [list(self._places(region)) for region in regions]
+        fits: dict[tuple[str, bool, tuple[int, ...]], set[int]] = defaultdict(set)
+        for places in found:
+            for call, place in places:
+                fits[place.path, place.before, place.slots].add(call)
+        calls: dict[str, int] = defaultdict(int)
+        for call in self.traced.exported.calls:
+            calls[call.path] += 1
+        for region, places in zip(regions, found, strict=True):
+            good = [
+                place
+                for _, place in places
+                if len(fits[place.path, place.before, place.slots]) == calls[place.path]
+            ]
+            yield Bottleneck(
+                nodes=tuple(sorted(region.nodes, key=self.order.__getitem__)),
+                entries=tuple(sorted(region.entries & region.nodes, key=self.order.__getitem__)),
+                exits=tuple(sorted(region.exits, key=self.order.__getitem__)),
+                raised=tuple(sorted(region.raised, key=self.order.__getitem__)),
+                positions=scale,
+                places=tuple(sorted(good, key=self._preference)),
+            )
+
+    def _places(self, region: _Region) -> Iterator[tuple[int, Place]]:
+        passed = self._passed_by_all(region)
+        layers = [n for n in region.nodes if n in self.traced.resolution.layers]
+        for call, before, slots, node in _edges(self.traced.exported.calls):
+            if node not in passed or not call.path:
+                continue
+            own = self.maps[node]
+            if own.positions * 2**self.traced.resolution.dims < self.scales[node]:
+                continue
+            cut = {user for user in users(node) if self._is_cut(call, before, user)}
+            if not cut or not self._separates(node, cut, region):
+                continue
+            behind = self._leading_from(cut, region)
+            count = sum(layer in behind for layer in layers)
+            counts = (len(layers) - count, count)
+            place = self.place(node, call.path, before, slots, counts)
+            if place is not None:
+                yield call.number, place
+
+    def place(
         self,
         node: fx.Node,
-        inside: set[fx.Node],
-        entries: Iterable[fx.Node],
-        exits: Iterable[fx.Node],
-    ) -> bool:
-        """Whether every way from an entry to an exit leads through the node."""
-        goal = set(exits) - {node}
-        seen = {n for n in entries if n is not node}
-        pending = list(seen)
+        path: str,
+        before: bool,  # noqa: FBT001  one of a place's own fields
+        slots: tuple[int, ...],
+        layers: tuple[int, int],
+    ) -> Place | None:
+        """The place of that form; None where the node is no map, or its positions no grid."""
+        own = self.maps.get(node)
+        if own is None:
+            return None
+        grid = grid_of(node, self.maps, self.traced.resolution.dims)
+        if grid is None:
+            return None
+        return Place(node, path, before, slots, own.width, own.layout, grid, *layers)
+
+    def _is_cut(self, call: Call, before: bool, user: fx.Node) -> bool:  # noqa: FBT001
+        where = self.order[user]
+        return call.start <= where < call.stop if before else where >= call.stop
+
+    def _passed_by_all(self, region: _Region) -> set[fx.Node]:
+        """Maps that every way from an entry to an exit leads through."""
+        graph: nx.DiGraph[object] = nx.DiGraph()
+        for node in region.nodes:
+            for user in users(node):
+                if user in region.nodes or user in region.raised:
+                    graph.add_edge(node, user)
+        for entry in region.entries:
+            graph.add_edge("start", entry)
+        for node in region.raised:
+            graph.add_edge(node, "stop")
+        if not nx.has_path(graph, "start", "stop"):
+            return set()
+        above = nx.immediate_dominators(graph, "start")
+        found: set[fx.Node] = set()
+        here = above["stop"]
+        while here != "start":
+            if isinstance(here, fx.Node) and here in region.nodes and here in self.maps:
+                found.add(here)
+            here = above[here]
+        return found
+
+    def _separates(self, node: fx.Node, cut: set[fx.Node], region: _Region) -> bool:
+        """Whether no way leads from an entry to an exit without these uses of the node."""
+        seen, pending = set(region.entries), list(region.entries)
         while pending:
             here = pending.pop()
-            if here in goal:
-                return False
-            for user in here.users:
-                if user in inside and user not in seen and user is not node:
+            for user in users(here):
+                if here is node and user in cut:
+                    continue
+                if user in region.raised:
+                    return False
+                if user in region.nodes and user not in seen:
                     seen.add(user)
                     pending.append(user)
         return True
 
-    def _count(self, node: fx.Node, inside: set[fx.Node], convs: list[fx.Node]) -> int:
-        seen, pending = {node}, [node]
+    def _leading_from(self, start: set[fx.Node], region: _Region) -> set[fx.Node]:
+        seen = start & region.nodes
+        pending = list(seen)
         while pending:
-            for user in pending.pop().users:
-                if user in inside and user not in seen:
+            for user in users(pending.pop()):
+                if user in region.nodes and user not in seen:
                     seen.add(user)
                     pending.append(user)
-        seen.discard(node)
-        return sum(conv in seen for conv in convs)
+        return seen
+
+    def _preference(self, place: Place) -> tuple[object, ...]:
+        """Between layers, in the middle, right before a layer, as far inside as can be."""
+        between = place.layers_before > 0 and place.layers_behind > 0
+        gap = abs(place.layers_before - place.layers_behind)
+        return (
+            not between,
+            math.prod(place.sizes) != self.maps[place.node].positions,  # cut into windows
+            place.layout != "first",
+            gap,
+            not place.before,
+            -self.order[place.node],
+            -place.path.count("."),
+            -len(place.path),
+        )
 
 
-def _nearest(
-    node: fx.Node,
-    neighbours: Callable[[fx.Node], Iterable[fx.Node]],
-    known: dict[fx.Node, int | None],
-) -> Iterator[fx.Node]:
-    """The nearest maps with positions in one direction: what made a node, or is made from it."""
-    seen, pending = set[fx.Node](), list(neighbours(node))
-    while pending:
-        here = pending.pop()
-        if here in seen:
-            continue
-        seen.add(here)
-        if known.get(here) is not None:
-            yield here
-        else:
-            pending.extend(neighbours(here))
+def _samples(node: fx.Node, scale: int) -> bool:
+    """Whether the operation can make more positions of its input, other than by broadcasting."""
+    name = op_name(node)
+    if name == "convolution":
+        return bool(node.args[6])
+    if "upsample" in name or name in _RAISING or name == "pixel_shuffle":
+        return True
+    return scale > 1 and moves_data(node)
 
 
-def _sources(node: fx.Node) -> Iterable[fx.Node]:
-    return node.all_input_nodes
-
-
-def _users(node: fx.Node) -> Iterable[fx.Node]:
-    return node.users
-
-
-def _wrappable(calls: Iterable[Call], node: fx.Node) -> Iterator[tuple[Call, bool]]:
-    """Modules called once whose only input, or only output, is the node."""
-    calls = tuple(calls)
-    times: dict[str, int] = {}
+def _edges(calls: Iterable[Call]) -> Iterator[tuple[Call, bool, tuple[int, ...], fx.Node]]:
+    """The tensors that go into and come out of modules: call, whether in, which, and node."""
     for call in calls:
-        times[call.path] = times.get(call.path, 0) + 1
-    for call in calls:
-        if not call.simple or times[call.path] > 1 or not call.path:
-            continue
-        if call.inputs == (node,):
-            yield call, True
-        elif call.outputs == (node,):
-            yield call, False
+        for before, nodes in ((True, call.inputs), (False, call.outputs)):
+            for node in dict.fromkeys(nodes):
+                slots = tuple(i for i, other in enumerate(nodes) if other is node)
+                yield call, before, slots, node

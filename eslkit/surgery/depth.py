@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from eslkit.errors import DepthError, InputError
-from eslkit.graph.bottleneck import Bottleneck, Place, find_bottlenecks, op_name
-from eslkit.graph.export import skeleton
+from eslkit.errors import DepthError, EslError, InputError
+from eslkit.graph.bottleneck import Bottleneck, Place, find_bottlenecks, places_at
+from eslkit.graph.export import World, run
+from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, trace_fully
-from eslkit.graph.values import Value
-from eslkit.surgery.level import Inserted, Level, LevelStyle, layer_of
+from eslkit.surgery.identity import identity_level
+from eslkit.surgery.inserted import Inserted
+from eslkit.surgery.level import Level, LevelBuilder, LevelStyle, TakenOutInParts
+from eslkit.surgery.style import style_of
 
 __all__ = [
     "clone",
@@ -22,12 +26,12 @@ __all__ = [
     "flatten_step",
     "inserted_at",
     "inserted_levels",
+    "places_for_levels",
     "setattr_child",
-    "style_of",
 ]
 
-
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_MOST_TRIED = 12
+_MOST_LISTED = 12
 
 
 def clone(model: nn.Module) -> nn.Module:
@@ -36,165 +40,212 @@ def clone(model: nn.Module) -> nn.Module:
 
 
 def deepen(
-    model: nn.Module, *, levels: int = 1, init: str = "random", example_inputs: Any = None
+    model: nn.Module,
+    *,
+    levels: int = 1,
+    init: str = "random",
+    at: str | Sequence[str] | None = None,
+    level: LevelBuilder | None = None,
+    example_inputs: Any = None,
 ) -> nn.Module:
     """A copy of the model with more levels, each inside the bottleneck that it finds.
 
     Args:
         model: any encoder-decoder; it is not touched.
         levels: how many levels to insert, one inside the other.
-        init: "preserve" makes the new level the identity; anything else draws it afresh.
+        init: "identity" or "preserve" makes the new level the identity; anything else draws it
+            afresh, from torch's generator, whose state is not changed.
+        at: another place: the qualified name of the module before which the level goes (behind it,
+            where several tensors go in), or several names for a level at each.
+        level: what builds the level instead of the model's own kind.
         example_inputs: as for `trace`.
 
     Raises:
-        InputError: a negative number of levels.
+        InputError: a negative number of levels, or no such module.
         DepthError: the model has no bottleneck, or no place in it that a level fits.
+        TraceError: the model did not run on the example inputs.
+
+    Example:
+        >>> from torch import nn
+        >>> from eslkit.surgery.depth import deepen, inserted_levels
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(),
+        ...     nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 1, 2, stride=2)
+        ... )
+        >>> inserted_levels(deepen(model))
+        ['2']
     """
     if levels < 0:
         raise InputError(f"depth={levels}: levels can be inserted by a number from 0")
     made = clone(model)
+    places = (at,) if isinstance(at, str) else at
     for _ in range(levels):
         traced = trace_fully(made, example_inputs=example_inputs)
+        if places is not None:
+            places = [_insert_at(made, traced, path, init, level) for path in places]
+            continue
         bottlenecks = find_bottlenecks(traced)
         if not bottlenecks:
             raise DepthError(
                 f"{type(model).__name__} has no bottleneck: no region of lowest resolution between "
-                "a reduction and an up-sampling, at the size of the example inputs"
+                "a reduction and an up-sampling, at the size of the example inputs. Pass at= with "
+                "the name of the module before which a level should go"
             )
+        filled: set[tuple[str, bool]] = set()
         for bottleneck in bottlenecks:
-            _insert(made, traced, bottleneck, init)
+            if not filled & {(place.path, place.before) for place in bottleneck.places}:
+                place = _insert_best(made, traced, bottleneck, init, level)
+                filled.add((place.path, place.before))
     return made
 
 
-def _insert(model: nn.Module, traced: Traced, bottleneck: Bottleneck, init: str) -> None:
-    place = next(iter(bottleneck.places), None)
-    if place is None:
+def places_for_levels(model: nn.Module, *, example_inputs: Any = None) -> tuple[str, ...]:
+    """The modules before or behind which a level separates a bottleneck's entries from its exits.
+
+    Args:
+        model: any encoder-decoder; it is not touched.
+        example_inputs: as for `trace`.
+
+    Returns:
+        "before NAME" or "behind NAME", the bottleneck's best place first.
+    """
+    traced = trace_fully(model, example_inputs=example_inputs)
+    found = (place for bottleneck in find_bottlenecks(traced) for place in bottleneck.places)
+    return tuple(dict.fromkeys(str(place) for place in found))
+
+
+def _insert_best(
+    model: nn.Module,
+    traced: Traced,
+    bottleneck: Bottleneck,
+    init: str,
+    builder: LevelBuilder | None,
+) -> Place:
+    name = type(model).__name__
+    if bottleneck.positions == 1:
         raise DepthError(
-            f"{type(model).__name__}: in its bottleneck ({bottleneck.positions} positions) no "
-            "single edge separates what goes in from what comes out, or no module that takes one "
-            "tensor and returns one lies at it"
+            f"{name}: its bottleneck has a single position at the size of the example inputs, so a "
+            "level inside would have no lower resolution; pass larger example_inputs, or at="
         )
+    if not bottleneck.places:
+        raise DepthError(
+            f"{name}: in its bottleneck ({bottleneck.positions} positions) no tensor that goes "
+            "into a module or comes out of one separates what goes in "
+            f"({_where(traced, bottleneck.entries)}) from what comes out "
+            f"({_where(traced, bottleneck.exits)}). Pass at= with the name of the module before "
+            "which a level should go"
+        )
+    last: EslError | None = None
+    for place in bottleneck.places[:_MOST_TRIED]:
+        try:
+            _insert(model, traced, bottleneck, place, init, builder)
+        except _DoesNotRunError as error:
+            last = error
+        else:
+            return place
+    raise DepthError(
+        f"{name}: none of its {len(bottleneck.places)} places takes a level; the last tried: {last}"
+    ) from last
+
+
+def _where(traced: Traced, nodes: Sequence[Any]) -> str:
+    names = dict.fromkeys(traced.exported.owners[node] or "the model" for node in nodes)
+    return ", ".join(list(names)[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _insert_at(
+    model: nn.Module, traced: Traced, path: str, init: str, builder: LevelBuilder | None
+) -> str:
+    """Insert a level at a module; the name of the place inside it for the next one."""
+    known = dict(model.named_modules())
+    bottlenecks = find_bottlenecks(traced)
+    for bottleneck in bottlenecks:
+        for place in bottleneck.places:
+            if place.path == path:
+                _insert(model, traced, bottleneck, place, init, builder)
+                return f"{path}.level.middle2"
+    offered = [str(place) for bottleneck in bottlenecks for place in bottleneck.places]
+    listed = ", ".join(offered[:_MOST_LISTED]) + (" ..." if len(offered) > _MOST_LISTED else "")
+    listed = f"places in the bottleneck: {listed}" if offered else "the model has no bottleneck"
+    if not path or path not in known:
+        raise InputError(f"at={path!r}: {type(model).__name__} has no such module; {listed}")
+    for place in places_at(traced, path):
+        if math.prod(place.sizes) > 1:
+            _insert(model, traced, None, place, init, builder)
+            return f"{path}.level.middle2"
+    raise DepthError(
+        f"at={path!r}: no single tensor with several positions goes into that module or comes out "
+        f"of it at the size of the example inputs; {listed}"
+    )
+
+
+def _insert(
+    model: nn.Module,
+    traced: Traced,
+    bottleneck: Bottleneck | None,
+    place: Place,
+    init: str,
+    builder: LevelBuilder | None,
+) -> None:
     style = style_of(traced, bottleneck, place, model)
     body = model.get_submodule(place.path)
-    with torch.random.fork_rng(devices=[]):
-        level = Level(style, place.width, 2 * place.width)
-    if init == "preserve":
-        _make_identity(level, style, place.path)
-    like = next(iter(body.parameters()), next(iter(model.parameters()), torch.zeros(())))
-    level.to(device=like.device, dtype=like.dtype)
+    level = _build(style, place, init, builder)
+    like = next(
+        (p for p in (*body.parameters(), *model.parameters()) if p.is_floating_point()), None
+    )
+    if like is not None:
+        level.to(device=like.device, dtype=like.dtype)
     level.train(body.training)
+    wrapper = Inserted(
+        body,
+        level,
+        before=place.before,
+        slots=place.slots,
+        layout=place.layout,
+        grid=place.sizes,
+    )
+    wrapper.train(body.training)
     parent, _, name = place.path.rpartition(".")
-    setattr_child(model.get_submodule(parent), name, Inserted(body, level, before=place.before))
+    setattr_child(model.get_submodule(parent), name, wrapper)
+    try:
+        _prove(model, traced, place)
+    except _DoesNotRunError:
+        setattr_child(model.get_submodule(parent), name, body)
+        raise
+
+
+def _build(style: LevelStyle, place: Place, init: str, builder: LevelBuilder | None) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        if builder is not None:
+            return builder(style, place.width)
+        if init in ("identity", "preserve"):
+            return identity_level(style, place.width, 2 * place.width, where=place.path)
+        return Level(style, place.width, 2 * place.width)
+
+
+class _DoesNotRunError(DepthError):
+    """The model's own code does not go along with a level at a place."""
+
+
+def _prove(model: nn.Module, traced: Traced, place: Place) -> None:
+    """The deepened model runs, and returns tensors of the shapes that it returned before."""
+    world = World(traced.exported.runner)
+    want = [traced.exported.shape(node) for node in traced.exported.outputs]
+    try:
+        again = run(world.copy(model), traced.inputs, traced.keywords, world=world)
+    except Exception as error:  # the user's code, or the user's builder, may raise anything
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise _DoesNotRunError(
+            f"with a level {place} the model's own code fails with {text!r}"
+        ) from error
+    have = [again.shape(node) for node in again.outputs]
+    if have != want:
+        raise _DoesNotRunError(f"with a level {place} the outputs have shapes {have}, not {want}")
 
 
 def setattr_child(parent: nn.Module, name: str, child: nn.Module) -> None:
     """Put a module in the place of a child; containers keep their order."""
     parent._modules[name] = child  # pyright: ignore[reportPrivateUsage]
-
-
-def style_of(traced: Traced, bottleneck: Bottleneck, place: Place, model: nn.Module) -> LevelStyle:
-    """Read off the graph how the model builds its innermost level."""
-    dims = traced.resolution.dims
-    region = bottleneck.nodes
-    convs = [n for n in region if op_name(n) == "convolution" and n.args[8] == 1]
-    weights = [traced.exported.shape(n.all_input_nodes[1]) for n in convs]
-    square = [w[2] for w in weights if w[2] % 2 == 1 and len(set(w[2:])) == 1]
-    activations = (layer_of(op_name(n), n.args) for n in region)
-    activation = next((made for made in activations if made is not None), None)
-    norm, groups = _norm_of(traced, bottleneck, model)
-    below = [-(-size // 2) for size in traced.exported.shape(place.node)[2:]]
-    if norm.startswith("instance") and math.prod(below) == 1:
-        norm, groups = "group", 1  # an instance norm over a single position would give zero
-    return LevelStyle(
-        dims=dims,
-        kernel=max(square, default=3),
-        bias=any(n.args[2] is not None for n in convs) or not convs,
-        activation=activation or nn.ReLU,
-        norm=norm,
-        norm_groups=groups,
-        down=_down_of(traced, bottleneck),
-        up=_up_of(bottleneck, dims),
-        merge=_merge_of(traced, bottleneck),
-    )
-
-
-def _norm_of(traced: Traced, bottleneck: Bottleneck, model: nn.Module) -> tuple[str, int]:
-    for node in bottleneck.nodes:
-        name = op_name(node)
-        if "batch_norm" in name:
-            owner = model.get_submodule(traced.exported.owners[node])
-            if isinstance(owner, _INSTANCE_NORMS):
-                return ("instance-affine" if owner.affine else "instance"), 1
-            return "batch", 1
-        if name == "native_group_norm":
-            groups = node.args[6]
-            return "group", groups if isinstance(groups, int) else 1
-        if name == "native_layer_norm":
-            return "group", 1
-    return "none", 1
-
-
-def _down_of(traced: Traced, bottleneck: Bottleneck) -> str:
-    for node in bottleneck.entries:
-        name = op_name(node)
-        if "max_pool" in name or any("max_pool" in op_name(s) for s in node.all_input_nodes):
-            return "max"
-        if "avg_pool" in name:
-            return "average"
-    return "conv"
-
-
-def _up_of(bottleneck: Bottleneck, dims: int) -> str:
-    for node in bottleneck.exits:
-        for user in node.users:
-            name = op_name(user)
-            if name == "convolution" and user.args[6]:
-                return "transposed"
-            if "upsample" in name:
-                linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[dims]
-                return "nearest" if "nearest" in name else linear
-    return "transposed"
-
-
-def _merge_of(traced: Traced, bottleneck: Bottleneck) -> str:
-    """How the first join behind the bottleneck's up-sampling is made."""
-    pending = [user for node in bottleneck.exits for user in node.users]
-    seen = set(bottleneck.nodes)
-    while pending:
-        node = pending.pop(0)
-        if node in seen:
-            continue
-        seen.add(node)
-        if op_name(node) == "cat":
-            return "concat"
-        values = [traced.labels.values.get(s) for s in node.all_input_nodes]
-        same = [v for v in values if isinstance(v, Value) and v.shape and not v.weight]
-        if op_name(node) == "add" and len(same) == 2 and same[0].shape == same[1].shape:
-            return "add"
-        pending.extend(node.users)
-    return "concat"
-
-
-def _make_identity(level: Level, style: LevelStyle, path: str) -> None:
-    activation = style.activation()
-    if style.norm != "none" or not isinstance(activation, (nn.ReLU, nn.ReLU6)):
-        raise DepthError(
-            f"init='preserve': a level at {path} with {type(activation).__name__} and norm "
-            f"{style.norm!r} cannot be the identity (applied twice, they change what they gave); "
-            "use init='random' for the level"
-        )
-    width = level.entry.conv.out_channels
-    with torch.no_grad():
-        nn.init.dirac_(level.entry.conv.weight)
-        level.exit.conv.weight.zero_()
-        kept = level.exit.conv.weight[:, -width:]
-        kept.copy_(nn.init.dirac_(torch.empty_like(kept)))
-        for block in (level.entry, level.exit):
-            if block.conv.bias is not None:
-                block.conv.bias.zero_()
-        if style.merge == "add" and isinstance(level.up, nn.Module):
-            for parameter in level.up.parameters():
-                parameter.zero_()
 
 
 def inserted_levels(model: nn.Module) -> list[str]:
@@ -204,24 +255,34 @@ def inserted_levels(model: nn.Module) -> list[str]:
 
 
 def inserted_at(model: nn.Module, name: str) -> Inserted:
-    """The wrapper of that name, as `inserted_levels` names it."""
+    """The wrapper of that name, as `inserted_levels` names it.
+
+    Raises:
+        DepthError: the module of that name is no wrapper.
+    """
     found = model.get_submodule(name)
     if not isinstance(found, Inserted):
         raise DepthError(f"{name} is a {type(found).__name__}, no inserted level")
     return found
 
 
+def _parts(level: nn.Module) -> int:
+    """Steps that it takes to take a level out."""
+    return 2 if isinstance(level, TakenOutInParts) and not level.flattened else 1
+
+
 def flatten_parts(model: nn.Module) -> int:
     """How many steps of `flatten_step` take all inserted levels out."""
-    deepest = 0
-    found = {name for name, module in model.named_modules() if isinstance(module, Inserted)}
-    for name in found:
-        around = sum(name.startswith(f"{other}.") for other in found) + 1
-        deepest = max(deepest, around)
-    if not found:
-        return 0
-    half = any(inserted_at(model, name).level.flattened for name in inserted_levels(model))
-    return 2 * deepest - int(half)
+    found = {name: m for name, m in model.named_modules() if isinstance(m, Inserted)}
+
+    def around(name: str) -> int:
+        return sum(
+            _parts(wrapper.level)
+            for other, wrapper in found.items()
+            if name == other or name.startswith(f"{other}.")
+        )
+
+    return max((around(name) for name in found), default=0)
 
 
 def flatten_step(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -239,20 +300,23 @@ def flatten_step(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         raise DepthError(
             f"{type(model).__name__} has no inserted level; depth=-1 takes out what depth=+1 put in"
         )
-    half = any(not inserted_at(made, name).level.flattened for name in names)
-    before = set(_layers(made))
+    most = max(_parts(inserted_at(made, name).level) for name in names)
+    before, whole = _layers(made), list[str]()
     for name in names:
         wrapper = inserted_at(made, name)
-        if half:
-            if not wrapper.level.flattened:
-                wrapper.level.take_out_middle()
+        level = wrapper.level
+        if _parts(level) < most:
+            continue
+        if isinstance(level, TakenOutInParts) and not level.flattened:
+            level.take_out_middle()
             continue
         parent, _, child = name.rpartition(".")
         setattr_child(made.get_submodule(parent), child, wrapper.body)
-    if half:
-        return made, tuple(n for n in _layers(model) if n in before - set(_layers(made)))
-    gone = tuple(n for n in _layers(model) if any(n.startswith(f"{w}.level.") for w in names))
-    return made, gone
+        whole.append(f"{name}.level.")
+    left = set(_layers(made))
+    if whole:
+        return made, tuple(name for name in before if name.startswith(tuple(whole)))
+    return made, tuple(name for name in before if name not in left)
 
 
 def _layers(model: nn.Module) -> list[str]:
