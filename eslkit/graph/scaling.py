@@ -42,7 +42,7 @@ def result_scales(op: Op) -> bool:
     values = op.values
     if name in THROUGH:
         return values[0].scales
-    if name == "cat":
+    if name in ("cat", "stack"):
         return all(value.scales or not value.parts for value in values)
     if name in ADDED:
         numbers = [a for n, a in op.args.items() if n != "alpha" and isinstance(a, (int, float))]

@@ -165,9 +165,9 @@ def merge(
     for block in blocks(part for parts in padded for part in parts):
         own = [_one(atoms, [p for p in parts if support(p) & block], where) for parts in padded]
         if any(len(parts) > 1 for parts in own):
-            for part in (p for parts in own for p in parts):
-                atoms.fix(flat(part), f"{where} joins axes that are labelled apart")
-            continue
+            reason = f"{where} joins axes that are labelled apart"
+            pinned = [pin_all(atoms, parts, sorted(block)[:-1], reason) for parts in own]
+            own, block = [_one(atoms, parts, where) for parts in pinned], {max(block)}
         bare = [
             (value, axis)
             for value, parts, size in zip(values, own, sizes, strict=True)

@@ -125,6 +125,27 @@ class PooledOnce(Network):
         return x + F.interpolate(F.adaptive_avg_pool2d(self.more(x), 1), size=x.shape[2:])
 
 
+class Remembering(Network):
+    """Attention over positions and over learnt keys and values, as lucidrains' U-Nets have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Conv2d(16, 48, 1, bias=False)
+        self.memory = nn.Parameter(torch.randn(2, 2, 8, 3))  # keys and values, head, channel, token
+
+    def last(self, width: int) -> int:
+        return width
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(1, (2, -1)).flatten(3) for t in self.more(x).chunk(3, dim=1))
+        k, v = (
+            torch.cat([m.expand(x.shape[0], -1, -1, -1), t], -1)
+            for m, t in zip(self.memory, (k, v), strict=True)
+        )
+        weights = torch.einsum("bhcn,bhcm->bhnm", q * 8**-0.5, k).softmax(-1)
+        return torch.einsum("bhnm,bhcm->bhcn", weights, v).flatten(1, 2).unflatten(2, x.shape[2:])
+
+
 NETWORKS: list[Callable[[], Network]] = [
     SummedHalves,
     Interleaved,
@@ -134,6 +155,7 @@ NETWORKS: list[Callable[[], Network]] = [
     RepeatedInput,
     Shuffled,
     PooledOnce,
+    Remembering,
 ]
 
 
@@ -154,6 +176,7 @@ def test_it_is_halved_and_comes_back(make: Callable[[], Network]) -> None:
         back = eslkit.shrink(wide, example_inputs=image)
     assert small.enter.out_channels == 8
     assert small.more.in_channels == model.more.in_channels // 2
+    assert small.more.out_channels == model.more.out_channels // 2
     assert small(image).shape == model(image).shape
     state = model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in back.state_dict().items())
@@ -164,7 +187,7 @@ def test_narrowed_equals_masked_where_nothing_mixes(make: Callable[[], Network])
     model, image = built(make)
     graph = eslkit.trace(model, example_inputs=image)
     mixed = any(group.mixed for group in graph.resizable)
-    assert mixed == (make is Normalised)
+    assert mixed == (make in (Normalised, Remembering))
     if mixed:
         return
     widths = {name: width // 2 for name, width in graph.widths.items()}
