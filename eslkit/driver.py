@@ -154,7 +154,12 @@ def _steps(
 ) -> tuple[nn.Module, tuple[StepRecord, ...]]:
     records = list(done)
     for step in run.plan.steps:
-        network = run.surgery(network, step)
+        try:
+            network = run.surgery(network, step)
+        except EslError as error:
+            if step.index <= len(done):
+                raise
+            _stop(run, step, error, where=_where(run, step))
         if step.index > len(done):
             weights, record = _train(run, network, step)
             records.append(record)
@@ -169,10 +174,14 @@ def _steps(
     return network, tuple(records)
 
 
+def _where(run: _Walk, step: Step) -> str:
+    return f"Step {step.name} ({step.index} of {len(run.plan.steps)})"
+
+
 def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor], StepRecord]:
     """Train a copy of the network, so that only its weights come out of it."""
     store, num_steps = run.store, len(run.plan.steps)
-    where = f"Step {step.name} ({step.index} of {num_steps})"
+    where = _where(run, step)
     trained = copy.deepcopy(network)
     folder = None
     if store is not None:

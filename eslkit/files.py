@@ -37,6 +37,11 @@ def _explain(error: OSError, path: Path) -> str:
             f"No space left to write {path}. Free some space on that disk and start again; what "
             "was finished is kept."
         )
+    if error.errno == errno.EFBIG:
+        return (
+            f"{path} is larger than this process may write (ulimit -f, or the file system). Raise "
+            "the limit and start again; what was finished is kept."
+        )
     if error.errno == errno.EROFS:
         return f"{path} is on a file system that is mounted read-only. Choose another folder."
     if error.errno in (errno.EACCES, errno.EPERM):

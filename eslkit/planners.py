@@ -7,6 +7,7 @@ layers at a time (LSL). Other orders are lists of what each step changes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -215,14 +216,17 @@ def _named(draft: Draft, names: Sequence[str]) -> dict[str, int]:
     return widths
 
 
-def _check_expansion(width: float | Mapping[str, float], depth: int) -> None:
-    multipliers = list(width.values()) if isinstance(width, Mapping) else [width]
-    wrong = [number for number in multipliers if not number >= 1]
-    if wrong:
-        raise InputError(
-            f"width={wrong[0]} is below 1; an expansion has multipliers from 1, such as 2 or 1.5"
-        )
-    if all(number == 1 for number in multipliers) and depth < 1:
+def _check_expansion(width: object, depth: object) -> None:
+    given: list[Any] = list(width.values()) if isinstance(width, Mapping) else [width]
+    for number in given:
+        real = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not real or not 1 <= number < math.inf:
+            raise InputError(
+                f"width={number!r}: an expansion has multipliers from 1, such as 2 or 1.5"
+            )
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
+        raise InputError(f"depth={depth!r}: expected a whole number of levels from 0")
+    if all(number == 1 for number in given) and depth < 1:
         raise InputError(
             f"width={width} and depth={depth} change nothing; expand in width (2) or depth (1)"
         )

@@ -5,13 +5,18 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +25,9 @@ from torch import nn
 
 from eslkit import files
 from eslkit.driver import Event, walk
-from eslkit.errors import StoreError, TrainingError
+from eslkit.errors import ResizeError, StoreError, TrainingError
 from eslkit.manifest import StepRecord
-from eslkit.plan import Plan
+from eslkit.plan import Plan, Step
 from eslkit.store import RunStore
 from eslkit.trainer import StepContext, as_trainer
 from tests.eslkit.small_walk import WIDTHS, Loop, Small, small_model, small_plan, surgery
@@ -331,6 +336,123 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(StoreError, match=match):
         run(tmp_path / "run")
+
+
+def limited(folder: Path, **how: Any) -> subprocess.CompletedProcess[str]:
+    """The small walk in a process that the system keeps from writing as it would."""
+    command = [sys.executable, "-m", "tests.eslkit.small_walk", str(folder), "4", "0"]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, **how)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+def test_the_systems_own_limit_on_files_is_one_sentence(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
+
+    done = limited(tmp_path, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "is larger than this process may write" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user"
+)
+def test_a_folder_of_somebody_else_is_one_sentence() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        Path(temporary).chmod(0o755)
+        folder = Path(temporary) / "run"
+        run(folder)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload(["tests.eslkit.test_driver"])
+        here, there = processes.Pipe()
+        child = processes.Process(target=run_as_nobody, args=(folder, there))
+        child.start()
+        assert here.poll(60)
+        assert re.fullmatch(r"StoreError: No permission to write .*\. Grant it, or .*", here.recv())
+        child.join()
+        assert {path: path.read_bytes() for path in before} == before
+
+
+def run_as_nobody(folder: Path, answer: Connection) -> None:
+    os.seteuid(65534)
+    try:
+        run(folder)
+    except Exception as error:  # noqa: BLE001  told to the other process
+        answer.send(f"{type(error).__name__}: {error}")
+    else:
+        answer.send("it could be written")
+
+
+def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path) -> None:
+    """A file system of 256 KiB in memory, where the system lets us mount one."""
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path)],
+            capture_output=True,
+            check=False,
+        ).returncode
+    ):
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        filler = tmp_path / "filler"
+
+        def fill(model: nn.Module, step: StepContext) -> None:
+            if step.name == "CSL1":
+                with suppress(OSError), filler.open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(4096))
+
+        with pytest.raises(StoreError, match=r"No space left to write .*CSL1"):
+            run(tmp_path / "run", fill)
+        filler.unlink()
+        assert RunStore(tmp_path / "run").num_finished() == 1
+        loop = Loop()
+        run(tmp_path / "run", loop)
+        assert loop.fitted == ["CSL1", "CSL2"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_surgery_that_fails_marks_the_step(tmp_path: Path) -> None:
+    def refuse(network: nn.Module, step: Step) -> nn.Module:
+        if step.name == "CSL2":
+            raise ResizeError("the network does not go along")
+        return surgery(network, step)
+
+    with pytest.raises(ResizeError, match="does not go along"):
+        walk(
+            small_model(),
+            small_plan(),
+            surgery=refuse,
+            trainer=as_trainer(Loop()),
+            store=RunStore(tmp_path),
+        )
+    entry = RunStore(tmp_path).manifest().steps[2]
+    assert (entry.state, entry.reason) == ("failed", "the network does not go along")
+    loop = Loop()
+    run(tmp_path, loop)
+    assert loop.fitted == ["CSL2"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_no_number_marks_the_step(tmp_path: Path, value: float) -> None:
+    def diverge(model: nn.Module, step: StepContext) -> dict[str, float]:
+        return {"loss": value if step.name == "CSL1" else 1.0}
+
+    with pytest.raises(TrainingError, match=r"Step CSL1 \(2 of 3\): metric 'loss' is -?(nan|inf)"):
+        run(tmp_path, diverge)
+    states = [(entry.state, entry.reason[:24]) for entry in RunStore(tmp_path).manifest().steps]
+    assert states[0] == ("finished", "")
+    assert states[1][0] == "failed"
+    assert "metric 'loss' is" in RunStore(tmp_path).manifest().steps[1].reason
 
 
 def test_a_file_in_the_way_is_one_sentence(tmp_path: Path) -> None:

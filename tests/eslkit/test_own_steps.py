@@ -157,10 +157,26 @@ def test_a_table_of_multipliers_widens_group_by_group() -> None:
     assert plan.width == {"*": 1.5, "level 2": 3.0, "up1": 1.0}
     network = apply_step(UNet(), plan.steps[0], plan=plan, example_inputs=X)
     assert eslkit.trace(network, example_inputs=X).widths == {"up1": 4, **widths}
-    with pytest.raises(InputError, match=r"width=0.5 is below 1; an expansion has multipliers"):
+    with pytest.raises(InputError, match=r"width=0.5: an expansion has multipliers from 1"):
         plan_of(width={"enter": 0.5})
     with pytest.raises(InputError, match="change nothing; expand in width"):
         plan_of(width={"enter": 1})
+
+
+@pytest.mark.parametrize(
+    "wrong, match",
+    [
+        ({"width": float("inf")}, "width=inf: an expansion has multipliers from 1"),
+        ({"width": float("nan")}, "width=nan"),
+        ({"width": "2"}, "width='2'"),
+        ({"width": {"enter": True}}, "width=True"),
+        ({"depth": 0.5}, "depth=0.5: expected a whole number of levels from 0"),
+        ({"depth": -1}, "depth=-1"),
+    ],
+)
+def test_expansions_that_cannot_be_are_refused(wrong: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        plan_of(**wrong)
 
 
 @pytest.mark.parametrize("width, factor", [(2, 0.75), (4, 0.5), (2, 0.9)])
