@@ -103,7 +103,8 @@ def axis_maps(
             for span in group.spans:
                 factor = factors.get(sizes.atom(span), 1.0) if span.divided else 1.0
                 if factor != 1.0:
-                    spans[span] = ChannelMap.of(made.consumer * factor)
+                    own = made.producer / factor if gradients else made.consumer * factor
+                    spans[span] = ChannelMap.of(own)
         producer, consumer = ChannelMap.of(made.producer), ChannelMap.of(made.consumer)
         maps[group.name] = _GroupMaps(producer, consumer, spans)
     whole = policy if isinstance(policy, MapsWholeAxes) else None

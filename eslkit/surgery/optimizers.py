@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eslkit.errors import InputError
-from eslkit.graph.channels import ChannelGraph, ChannelGroup
 from eslkit.graph.trace import trace_fully
 from eslkit.surgery.axes import AxisMap
 from eslkit.surgery.inherit import axis_maps, bound, carry, named_tensors
 from eslkit.surgery.level import Inserted
 from eslkit.surgery.policies import Policy, RefinesWeights, policy_of, random
-from eslkit.surgery.sizes import Sizes
+from eslkit.surgery.resize import prepare_resize
+from eslkit.surgery.widths import widths_towards
 
 __all__ = ["Kind", "inherit_optimizer"]
 
@@ -77,6 +77,7 @@ def inherit_optimizer(
     Raises:
         InputError: optimizers of two classes, or of other models; an entry of the state of which
             it is not known what it averages; or weights that do not come from `source_model`.
+        ResizeError: no widths of channel groups make one network from the other.
     """
     _check_classes(optimizer, source)
     old, new = _own_names(source_model), _own_names(model)
@@ -85,7 +86,7 @@ def inherit_optimizer(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     if policy_of(init) is random:  # all weights are drawn afresh
         return tuple(names[id(parameter)] for parameter in filled.values())
-    link = _linked(source_model, model, old, new, init, example_inputs)
+    link = _linked(source_model, model, init, example_inputs)
     if verify and not isinstance(link.policy, RefinesWeights):
         _verify(link, old, new)
     known: dict[str, Kind] = {**_KINDS, **(kinds or {})}
@@ -113,64 +114,32 @@ class _Link:
     policy: Policy
 
 
-def _linked(
-    source: nn.Module,
-    target: nn.Module,
-    old: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-    init: str | Policy,
-    example_inputs: Any,
-) -> _Link:
+def _linked(source: nn.Module, target: nn.Module, init: str | Policy, example_inputs: Any) -> _Link:
     policy = bound(policy_of(init), source)
     traced = trace_fully(source, example_inputs=example_inputs)
-    short = _short_names(source)
-    sizes = Sizes(traced, _widths(traced.graph, old, new, short))
     tensors = named_tensors(source)
-    maps = [axis_maps(sizes, tensors, policy, gradients=g) for g in (False, True)]
+    widths = widths_towards(traced.graph, _counterparts(source, target), tensors)
+    prepared = prepare_resize(source, traced, widths)
+    sizes, factors, short = prepared.sizes, prepared.numbers.factors, _short_names(source)
+    maps = [axis_maps(sizes, tensors, policy, gradients=g, factors=factors) for g in (False, True)]
     weights, gradients = (
-        {(short.get(name, name), axis): m for (name, axis), m in each.items()} for each in maps
+        {(short[name], axis): m for (name, axis), m in each.items()} for each in maps
     )
     return _Link(weights, gradients, policy)
 
 
-def _widths(
-    graph: ChannelGraph,
-    old: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-    short: Mapping[str, str],
-) -> dict[str, int]:
-    """The widths of groups in the new network, where its shapes tell them."""
-    found: dict[str, int] = {}
-    for group in graph.resizable:
-        width = _width(group, old, new, short)
-        if width is not None and width != group.width:
-            found[group.name] = width
-    return found
-
-
-def _width(
-    group: ChannelGroup,
-    old: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-    short: Mapping[str, str],
-) -> int | None:
-    for span in group.spans:
-        name = short.get(span.parameter, span.parameter)
-        if name not in new or name not in old:
-            continue
-        here = [s for s in group.spans if (s.parameter, s.axis) == (span.parameter, span.axis)]
-        times = sum(s.inner for s in here)
-        size = new[name].shape[span.axis]
-        if old[name].shape[span.axis] == group.width * times and size % times == 0:
-            return size // times
-    return None
+def _counterparts(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
+    """For every tensor of the source its counterpart in the target, or itself if there is none."""
+    short = _short_names(source)
+    there = {_short_names(target)[name]: t for name, t in named_tensors(target).items()}
+    return {name: there.get(short[name], tensor) for name, tensor in named_tensors(source).items()}
 
 
 def _short_names(model: nn.Module) -> dict[str, str]:
-    """Names as they are with the wrappers of inserted levels left out, of parameters they hold."""
+    """Names of parameters and buffers -> the same without the wrappers of inserted levels."""
     wrappers = [n for n, module in model.named_modules() if isinstance(module, Inserted)]
     short: dict[str, str] = {}
-    for name, _ in model.named_parameters():
+    for name in named_tensors(model):
         made = name
         for wrapper in sorted(wrappers, key=len, reverse=True):
             body = f"{wrapper}.body." if wrapper else "body."

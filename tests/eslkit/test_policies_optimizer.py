@@ -119,10 +119,11 @@ def test_drawn_networks_go_on_as_if_masked(form: Form, seed: int) -> None:
     narrowed_equals_masked(form, widths, OPTIMIZERS["adam"])
 
 
-def test_gradients_of_copies_go_by_the_dual_maps() -> None:
+@pytest.mark.parametrize("bottleneck", ["conv", "attention"])
+def test_gradients_of_copies_go_by_the_dual_maps(bottleneck: str) -> None:
     """After widening by copies, carried averages are those that the wide network would have."""
-    form = form_of()
-    x, model = form.inputs(), form_of().build()
+    form = form_of(bottleneck=bottleneck, widths=(4, 8))
+    x, model = form.inputs(), form.build()
     graph = eslkit.trace(model, example_inputs=x)
     widths = {name: 2 * width for name, width in graph.widths.items()}
     for init in ("preserve", "split"):
