@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eslkit.graph.atoms import WILD, Atoms
 from eslkit.graph.ops import Op, Parts, dims_of, protect
-from eslkit.graph.values import Value, compact, flat, merge, pin_all, support, tidy
+from eslkit.graph.values import Value, compact, flat, merge, one_part, pin_all, support, tidy
 
 __all__ = ["MOVES", "concatenate", "move", "pad", "pick", "scatter_slice"]
 
@@ -114,6 +114,8 @@ def pick(atoms: Atoms, op: Op) -> list[Value]:
 def concatenate(atoms: Atoms, op: Op) -> list[Value]:
     """cat: labels side by side; a tensor of fixed size adds channels that must stay."""
     values = [value for value in op.args["tensors"] if value.shape != (0,)]
+    if len(values) == 1:
+        return [op.result(values[0].parts, free=values[0].free)]
     return [op.result(_join(atoms, values, dims_of(op, len(op.shapes[0]))[0], op.where))]
 
 
@@ -126,7 +128,7 @@ def _join(atoms: Atoms, values: Sequence[Value], axis: int, where: str) -> list[
         shape = tuple(1 if i == axis else size for i, size in enumerate(value.shape))
         others.append(Value(shape, keep, free=value.free))
     result = list(merge(atoms, others, others[0].shape, where))
-    along = [[p for p in v.parts if axis in support(p)] for v in values]
+    along = [one_part(atoms, [p for p in v.parts if axis in support(p)], where) for v in values]
     if any(len(parts) > 1 for parts in along):
         for part in (p for parts in along for p in parts):
             atoms.fix(flat(part), f"{where} joins axes that are labelled apart")

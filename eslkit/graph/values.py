@@ -23,6 +23,7 @@ __all__ = [
     "compact",
     "flat",
     "merge",
+    "one_part",
     "pin",
     "pin_all",
     "support",
@@ -163,11 +164,11 @@ def merge(
     sizes = [(1,) * (rank - len(value.shape)) + value.shape for value in values]
     result: list[Tensor] = []
     for block in blocks(part for parts in padded for part in parts):
-        own = [_one(atoms, [p for p in parts if support(p) & block], where) for parts in padded]
+        own = [one_part(atoms, [p for p in parts if support(p) & block], where) for parts in padded]
         if any(len(parts) > 1 for parts in own):
             reason = f"{where} joins axes that are labelled apart"
             pinned = [pin_all(atoms, parts, sorted(block)[:-1], reason) for parts in own]
-            own, block = [_one(atoms, parts, where) for parts in pinned], {max(block)}
+            own, block = [one_part(atoms, parts, where) for parts in pinned], {max(block)}
         bare = [
             (value, axis)
             for value, parts, size in zip(values, own, sizes, strict=True)
@@ -188,7 +189,7 @@ def merge(
     return tidy(atoms, result, where)
 
 
-def _one(atoms: Atoms, parts: list[Tensor], where: str) -> list[Tensor]:
+def one_part(atoms: Atoms, parts: list[Tensor], where: str) -> list[Tensor]:
     """Of parts along one axis (flattened ones), the longest: the others are then fixed."""
     if len({support(part) for part in parts}) != 1:
         return parts
