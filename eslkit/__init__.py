@@ -9,7 +9,8 @@ from __future__ import annotations
 from eslkit.cost import Cost, cost
 from eslkit.errors import EslError
 from eslkit.graph.channels import ChannelGraph, ChannelGroup, ChannelSpan
-from eslkit.schedule import Result, Schedule, schedule
+from eslkit.paper import paper
+from eslkit.schedule import Result, Schedule, schedule, schedule_from
 from eslkit.surgery import policies
 from eslkit.surgery.api import expand, shrink, trace
 from eslkit.surgery.optimizers import inherit_optimizer
@@ -30,9 +31,11 @@ __all__ = [
     "expand",
     "inherit",
     "inherit_optimizer",
+    "paper",
     "policies",
     "resize",
     "schedule",
+    "schedule_from",
     "shrink",
     "trace",
 ]
