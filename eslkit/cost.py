@@ -52,7 +52,7 @@ def cost(model: nn.Module, *, example_inputs: Any) -> Cost:
     exported = export(model, inputs, keywords, train=False)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        macs=sum(_macs(exported, node) for node in exported.graph.nodes),
+        macs=round(sum(_macs(exported, n) * n.meta.get("times", 1) for n in exported.graph.nodes)),
         peak_activation_bytes=_peak(exported),
     )
 

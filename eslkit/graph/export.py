@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
 
 from eslkit.errors import InputError, TraceError
-from eslkit.graph.record import AliasedWriteError, Recorder, source_line, tensor_leaves
+from eslkit.graph.record import Recorder, source_line, tensor_leaves
+from eslkit.graph.recurrence import ShortSequences
 from eslkit.graph.skeleton import prepare, skeleton
 
 __all__ = [
@@ -68,8 +68,6 @@ class Runner:
     """On tensors that are `meta`, `fake`, or `real`."""
     train: bool
     """Whether the model's own code runs in train mode (it may return more there)."""
-    functional: bool = False
-    """Whether writes into views are made pure by true functionalization, which costs time."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +111,13 @@ def export(
     failures: list[BaseException] = []
     ways = [("meta", train), ("fake", train), ("fake", False), ("real", False)]
     for kind, training in dict.fromkeys(ways):
-        for functional in (False, True):
-            world = World(Runner(kind, training, functional))
-            try:
-                return run(world.copy(model), inputs, keywords, world=world)
-            except (InputError, MemoryError):
-                raise
-            except AliasedWriteError:
-                continue  # what true functionalization is for
-            except Exception as error:  # noqa: BLE001  the user's code may raise anything; told below
-                failures.append(error)
-            break
+        world = World(Runner(kind, training))
+        try:
+            return run(world.copy(model), inputs, keywords, world=world)
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001  the user's code may raise anything; told below
+            failures.append(error)
     raise TraceError(_failure(model, inputs, failures[-1])) from failures[-1]
 
 
@@ -235,7 +229,6 @@ def run(
         recorder: what writes; a new one if left out.
 
     Raises:
-        AliasedWriteError: the run needs true functionalization.
         Exception: whatever the model's code raises.
     """
     recorder = recorder or Recorder()
@@ -245,29 +238,16 @@ def run(
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [world.stand_in(leaves[i]) for i in where]
     placed = tuple(recorder.place(f"input_{i}", tensor) for i, tensor in enumerate(tensors))
-
-    def forward(state: dict[str, Tensor], tensors: list[Tensor]) -> list[Tensor]:
-        filled = list(leaves)
-        for i, tensor in zip(where, tensors, strict=True):
-            filled[i] = tensor
-        args, kwargs = pytree.tree_unflatten(filled, spec)
-        if not world.runner.functional:
-            return tensor_leaves(bare(*args, **kwargs))
-        with stateless._reparametrize_module(  # pyright: ignore[reportPrivateUsage]
-            bare, state, tie_weights=True
-        ):
-            return tensor_leaves(bare(*args, **kwargs))
-
-    call = torch.func.functionalize(forward) if world.runner.functional else forward
+    for i, tensor in zip(where, tensors, strict=True):
+        leaves[i] = tensor
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
     handles = list(recorder.watch(bare))
     try:
-        with world.context(), recorder:
-            results = call(state, tensors)
+        with world.context(), ShortSequences(recorder), recorder:
+            results = tensor_leaves(bare(*args, **kwargs))
     finally:
         for handle in handles:
             handle.remove()
-    if recorder.aliased:
-        raise AliasedWriteError
     outputs = tuple(recorder.node_of(tensor) for tensor in results)
     recorder.graph.output(outputs)
     return Exported(

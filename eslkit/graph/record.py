@@ -2,9 +2,8 @@
 
 A dispatch mode sees every ATen operation after composite operations (linear, einsum, attention,
 instance norm ...) have fallen apart, and before anything is computed. Writes in place are turned
-into pure operations on the way: the tensor that was written stands for the result from then on.
-Reading a tensor whose memory was written through another one (a view that is written into, the
-base of which is read afterwards) needs true functionalization: then `AliasedWriteError` is raised.
+into pure operations on the way: the tensor that was written stands for the result from then on,
+what it is a view of is put together anew, and other views of that are taken anew when read.
 """
 
 from __future__ import annotations
@@ -14,29 +13,22 @@ import inspect
 import linecache
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, library, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["AliasedWriteError", "Mark", "Recorder", "source_line", "tensor_leaves"]
+__all__ = ["Mark", "Recorder", "UnfollowedViewError", "source_line", "tensor_leaves"]
+
+aten = torch.ops.aten
 
 
-def _probe(x: Tensor, call: int, leaving: bool) -> Tensor:  # noqa: FBT001  torch's calling convention
-    return x.new_empty(())
-
-
-# Hooks see wrapped tensors under functionalization; the probe carries them to the recorder.
-_LIBRARY = library.Library("eslkit", "DEF")
-_LIBRARY.define("probe(Tensor x, int call, bool leaving) -> Tensor")
-_LIBRARY.impl("probe", _probe, "CompositeExplicitAutograd")
-
-
-class AliasedWriteError(Exception):
-    """A tensor is read whose memory was written through another tensor."""
+class UnfollowedViewError(Exception):
+    """A tensor shares memory with another in a way that cannot be written down."""
 
 
 class Mark:
@@ -50,20 +42,32 @@ class Mark:
         self.outputs: list[fx.Node] = []
 
 
+@dataclass(frozen=True)
+class _View:
+    """How a tensor is a view of another one."""
+
+    base: Tensor
+    func: Any
+    args: tuple[Any, ...]
+    """All arguments behind the first."""
+    item: int | None
+    """Which of several results it is."""
+
+
 class _Held:
-    """What stands for a tensor: its node, and the state of its memory when it was made."""
+    """What stands for a tensor: its node, and how often its memory had been written by then."""
 
-    __slots__ = ("item", "node", "storage", "version")
+    __slots__ = ("item", "node", "version", "view")
 
-    def __init__(self, node: fx.Node, item: int | None, storage: int, version: int) -> None:
-        self.node, self.item, self.storage, self.version = node, item, storage, version
+    def __init__(self, node: fx.Node, item: int | None, version: int, view: _View | None) -> None:
+        self.node, self.item, self.version, self.view = node, item, version, view
 
 
 class Recorder(TorchDispatchMode):
     """Writes operations into `graph`, and the calls of a model's modules into `marks`.
 
     Args:
-        check: called with each new node; it may raise to stop the run.
+        check: called with each new operation; it may raise to stop the run.
         check_call: called with the number of a call and its results' tensors; it may raise.
     """
 
@@ -79,10 +83,15 @@ class Recorder(TorchDispatchMode):
         self.stack: list[int] = []
         """Numbers of the calls that are under way."""
         self.owners: dict[fx.Node, str] = {}
-        self.aliased = False
+        self.times = 1.0
+        """How often each operation stands for one (see `graph.recurrence`)."""
         self._count = 0
         self._held: dict[Tensor, _Held] = {}  # strong: an id must not be given twice
-        self._versions: dict[int, int] = {}
+        self._storages: dict[int, Tensor] = {}
+        """Memory -> the tensor that has all of it."""
+        self._versions: dict[Tensor, int] = {}
+        """Such a tensor -> how often its memory was written."""
+        self._source: tuple[str, int] | None = None
         self._check = check
         self._check_call = check_call
 
@@ -94,12 +103,14 @@ class Recorder(TorchDispatchMode):
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node that stands for a tensor now; a constant where nothing made it."""
-        held = self._held.get(tensor)
-        if held is None:
-            held = self._unknown(tensor)
-        if held.version != self._versions[held.storage]:
-            self.aliased = True
-            raise AliasedWriteError
+        held = self._held.get(tensor) or self._unknown(tensor)
+        view = held.view
+        if view is not None:
+            version = self._versions[self._root(tensor)]
+            if held.version != version:  # its memory was written through another tensor
+                source = self.node_of(view.base)
+                held.node = self._emit(view.func, [source, *view.args], {}, tensor)
+                held.item, held.version = view.item, version
         if held.item is not None:
             item = self.graph.call_function(operator.getitem, (held.node, held.item))
             owner = self.owners[held.node]
@@ -107,65 +118,102 @@ class Recorder(TorchDispatchMode):
             self.owners[item] = owner
         return held.node
 
+    def _root(self, tensor: Tensor) -> Tensor:
+        view = self._held[tensor].view
+        while view is not None:
+            tensor = view.base
+            view = self._held[tensor].view
+        return tensor
+
     def _new(self, node: fx.Node, value: Any) -> fx.Node:
         node.meta["val"] = value
         self.owners[node] = self.marks[self.stack[-1]].path if self.stack else ""
         self._count += 1
         return node
 
-    def _hold(self, tensor: Tensor, node: fx.Node, item: int | None = None) -> None:
-        storage = _storage(tensor)
-        version = self._versions.setdefault(storage, 0)
-        self._held[tensor] = _Held(node, item, storage, version)
+    def _emit(self, target: Any, args: list[Any], kwargs: dict[str, Any], value: Any) -> fx.Node:
+        """An operation in the graph."""
+        node = self.graph.create_node("call_function", target, tuple(args), kwargs)
+        node.meta["source"], node.meta["times"] = self._source, self.times
+        self._new(node, value)
+        if self._check is not None:
+            self._check(node)
+        return node
+
+    def _hold(
+        self, tensor: Tensor, node: fx.Node, item: int | None = None, view: _View | None = None
+    ) -> _Held:
+        if view is None:
+            self._storages[_storage(tensor)] = tensor
+            self._versions[tensor] = 0
+        held = self._held[tensor] = _Held(node, item, 0, view)
+        held.version = self._versions[self._root(tensor)]
+        return held
 
     def _unknown(self, tensor: Tensor) -> _Held:
         """A constant, or another handle (`x.data`) on a tensor that is known."""
-        storage = _storage(tensor)
+        root = self._storages.get(_storage(tensor))
+        if root is None:
+            node = self.graph.create_node("get_attr", f"_constant{self._count}")
+            return self._hold(tensor, self._new(node, tensor))
         form = (tensor.shape, tensor.stride(), tensor.storage_offset())
-        if storage in self._versions:
-            for other, held in reversed(self._held.items()):
-                same = (other.shape, other.stride(), other.storage_offset()) == form
-                if held.storage == storage and same:
-                    self._held[tensor] = held
-                    return held
-            self.aliased = True
-            raise AliasedWriteError
-        node = self.graph.create_node("get_attr", f"_constant{self._count}")
-        self._hold(tensor, self._new(node, tensor))
-        return self._held[tensor]
+        for other in reversed(self._held):
+            if (other.shape, other.stride(), other.storage_offset()) == form and (
+                self._root(other) is root
+            ):
+                view = _View(other, aten.detach.default, (), None)
+                return self._hold(tensor, self.node_of(other), None, view)
+        raise UnfollowedViewError(
+            f"a tensor of shape {tuple(tensor.shape)} shares memory with another one in a way that "
+            "cannot be followed"
+        )
+
+    def _write(self, tensor: Tensor, node: fx.Node, item: int | None) -> None:
+        """From now on a node stands for `tensor`, and in what it is a view of."""
+        held = self._held[tensor]
+        chain: list[_Held] = []
+        while held.view is not None:
+            base = held.view.base
+            below = self.node_of(base)  # as it was before
+            held.node, held.item = node, item
+            held.version = self._versions[self._root(tensor)]
+            target, args = _put_back(held.view, below, self.node_of(tensor), base)
+            node, item = self._emit(target, args, {}, base), None
+            chain.append(held)
+            tensor, held = base, self._held[base]
+        held.node, held.item = node, item
+        self._versions[tensor] += 1
+        held.version = self._versions[tensor]
+        for other in chain:
+            other.version = held.version
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.eslkit.probe.default:
-            self._mark(*args)
-            return args[0]
         result = func(*args, **kwargs)
-        tensors = result if isinstance(result, (list, tuple)) else (result,)
-        if not any(isinstance(item, Tensor) for item in tensors):
+        results = result if isinstance(result, (list, tuple)) else (result,)
+        if not any(isinstance(item, Tensor) for item in results):
             return result  # a number: the code goes on with it
+        frame = inspect.currentframe()
+        self._source = _source(frame.f_back if frame is not None else None)
         nodes = [self._argument(arg) for arg in args]
         named = {name: self._argument(arg) for name, arg in kwargs.items()}
+        target, views = func, _is_view(func)
         written = _written(func, args, kwargs)
-        target = func
         if written:
             target, named = _functional(func, named)
-        node = self.graph.create_node("call_function", target, tuple(nodes), named)
-        node.meta["source"] = _source(inspect.currentframe().f_back)  # type: ignore[union-attr]
-        self._new(node, result)
-        for tensor in written:
-            held = self._held[tensor]
-            self._versions[held.storage] += 1
-            held.version = self._versions[held.storage]
-        if isinstance(result, Tensor):
-            self._hold(result, node)
-        else:
-            for i, item in enumerate(tensors):
-                if isinstance(item, Tensor):
-                    self._hold(item, node, i)
-        if self._check is not None:
-            self._check(node)
+        node = self._emit(target, nodes, named, result)
+        for i, item in enumerate(results):
+            number = i if result is not item else None
+            if not isinstance(item, Tensor):
+                continue
+            if any(item is tensor for tensor in written):
+                self._write(item, node, number)
+            elif views and item is not args[0]:
+                self._hold(item, node, number, _View(args[0], func, tuple(nodes[1:]), number))
+            else:
+                self._hold(item, node, number)
         return result
 
     def _argument(self, arg: Any) -> Any:
@@ -174,10 +222,6 @@ class Recorder(TorchDispatchMode):
         if isinstance(arg, (list, tuple)):
             return [self._argument(item) for item in arg]
         return arg
-
-    def _mark(self, tensor: Tensor, call: int, leaving: bool) -> None:  # noqa: FBT001
-        mark = self.marks[call]
-        (mark.outputs if leaving else mark.inputs).append(self.node_of(tensor))
 
     def watch(self, model: nn.Module) -> Iterator[Any]:
         """Hooks on every module of `model` that note its calls."""
@@ -188,15 +232,13 @@ class Recorder(TorchDispatchMode):
             simple = len(args) == 1 and not kwargs and len(found) == 1 and found[0] is args[0]
             self.stack.append(len(self.marks))
             self.marks.append(Mark(names[id(module)], simple, self._count))
-            for tensor in found:
-                torch.ops.eslkit.probe(tensor, self.stack[-1], False)
+            self.marks[-1].inputs += [self.node_of(tensor) for tensor in found]
 
         def leave(module: nn.Module, args: Any, result: Any) -> None:
             call, found = self.stack[-1], tensor_leaves(result)
             mark = self.marks[call]
             mark.simple = mark.simple and isinstance(result, Tensor)
-            for tensor in found:
-                torch.ops.eslkit.probe(tensor, call, True)
+            mark.outputs += [self.node_of(tensor) for tensor in found]
             mark.stop = self._count
             if self._check_call is not None:
                 self._check_call(call, found)
@@ -210,6 +252,41 @@ class Recorder(TorchDispatchMode):
 def _storage(tensor: Tensor) -> int:
     """Which memory a tensor is a view of; on `meta` there is none, but it still has a number."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an operation gives another view of its first argument."""
+    return not func._schema.is_mutable and any(
+        result.alias_info is not None for result in func._schema.returns
+    )
+
+
+def _put_back(view: _View, below: fx.Node, node: fx.Node, base: Tensor) -> tuple[Any, list[Any]]:
+    """The operation that puts a new value of a view into what it is a view of."""
+    name = view.func.overloadpacket.__name__
+    args = view.args
+    if name == "slice":
+        return aten.slice_scatter.default, [below, node, *args]
+    if name == "select":
+        return aten.select_scatter.default, [below, node, *args]
+    if name == "unbind":
+        return aten.select_scatter.default, [below, node, *(args or (0,)), view.item]
+    if name in ("split", "split_with_sizes"):
+        axis = args[1] if len(args) > 1 else 0
+        sizes = args[0]
+        start = sizes * view.item if isinstance(sizes, int) else sum(sizes[: view.item])
+        length = node.meta["val"].shape[axis]
+        return aten.slice_scatter.default, [below, node, axis, start, start + length]
+    if name == "transpose":
+        return aten.transpose.int, [node, *args]
+    if name == "t":
+        return aten.t.default, [node]
+    if name == "permute":
+        order = [axis % len(args[0]) for axis in args[0]]
+        return aten.permute.default, [node, [order.index(axis) for axis in range(len(order))]]
+    if name in ("view", "squeeze", "unsqueeze", "detach", "alias", "_reshape_alias"):
+        return aten.view.default, [node, list(base.shape)]
+    raise UnfollowedViewError(f"memory is written through {name}, which cannot be followed")
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -249,7 +326,7 @@ def _source(frame: FrameType | None) -> tuple[str, int] | None:
 def _side(file: str) -> str:
     """Whose code a file holds: torch's, ours (where the run was started), or the model's."""
     place = file.replace("\\", "/")
-    if "/torch/" in place:
+    if "/torch/" in place or place.endswith("/eslkit/graph/recurrence.py"):
         return "torch"
     return "ours" if "/eslkit/graph/" in place else "model"
 
