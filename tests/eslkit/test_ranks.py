@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,51 +37,66 @@ def test_the_rank_is_that_of_the_launcher(
     assert rank() == expected
 
 
-def start(folder: Path, pause: float = 0.0) -> list[subprocess.Popen[bytes]]:
-    """Both ranks, as a launcher starts them."""
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "tests.eslkit.ranked_walk", str(folder), str(pause)]
-    return [
-        subprocess.Popen(
-            command,
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, **shared, "RANK": str(number), "LOCAL_RANK": str(number)},
-            stderr=subprocess.DEVNULL,
-        )
-        for number in range(2)
-    ]
+        return int(free.getsockname()[1])
 
 
-def final_bytes(folder: Path) -> bytes:
-    return next(folder.glob("steps/03-*/weights.safetensors")).read_bytes()
+def torchrun(kind: str, folder: Path, pause: float = 0.0) -> subprocess.Popen[bytes]:
+    """Two ranks of a real schedule, as a user starts them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    script = str(Path(__file__).parent / "ranked_schedule.py")
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [*command, script, kind, str(folder), str(pause)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
-def finish(folder: Path) -> None:
-    for process in start(folder):
-        assert process.wait(60) == 0
+def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """The processes that a launcher has started."""
+    listed = subprocess.run(
+        ["ps", "--ppid", str(launcher.pid), "-o", "pid="],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(line) for line in listed.stdout.split()]
 
 
 @pytest.mark.slow
-def test_two_ranks_end_in_the_same_bits_killed_or_not(tmp_path: Path) -> None:
-    finish(tmp_path / "whole")
-    stored = RunStore(tmp_path / "whole").weights(3)
+@pytest.mark.parametrize("kind, victim", [("loop", 0), ("lightning", 1)])
+def test_a_schedule_under_torchrun_ends_in_the_bits_that_the_store_holds(
+    tmp_path: Path, kind: str, victim: int
+) -> None:
+    """One rank is killed in the middle of a step; the launcher ends the other; all start again."""
+    assert torchrun(kind, tmp_path / "whole").wait(120) == 0
+    store = RunStore(tmp_path / "whole")
+    stored = store.weights(len(store.plan().steps))
     for number in range(2):
         ended = load_file(tmp_path / "whole" / f"rank{number}.safetensors")
         assert all(bool((ended[key] == stored[key]).all()) for key in stored)
 
     folder = tmp_path / "killed"
-    processes = start(folder, pause=0.2)
-    while not (folder / "steps" / "02-CSL1" / "trainer").exists():
-        time.sleep(0.02)
-        assert all(process.poll() is None for process in processes)
-    processes[0].send_signal(signal.SIGKILL)
-    time.sleep(0.2)
-    for process in processes:
-        process.kill()
-        process.wait()
+    launcher = torchrun(kind, folder, pause=0.5)
+    try:
+        while not (folder / "steps" / "02-CSL1" / "trainer").exists():
+            time.sleep(0.02)
+            assert launcher.poll() is None
+        time.sleep(0.8)
+        os.kill(sorted(ranks_of(launcher))[victim], signal.SIGKILL)
+        assert launcher.wait(120) != 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
     assert RunStore(folder).num_finished() == 1
-    finish(folder)
-    assert final_bytes(folder) == final_bytes(tmp_path / "whole")
+    assert torchrun(kind, folder).wait(120) == 0
+    for path in sorted((tmp_path / "whole").glob("steps/*/weights.safetensors")):
+        assert (folder / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
