@@ -1,0 +1,21 @@
+"""Every family."""
+
+from __future__ import annotations
+
+from tests.eslkit.families import attention, convolutions, moves, norms, others
+from tests.eslkit.families.family import Family
+
+__all__ = ["FAMILIES", "family"]
+
+FAMILIES: tuple[Family, ...] = (
+    *convolutions.FAMILIES,
+    *attention.FAMILIES,
+    *moves.FAMILIES,
+    *norms.FAMILIES,
+    *others.FAMILIES,
+)
+
+
+def family(name: str) -> Family:
+    """The family of that name."""
+    return next(found for found in FAMILIES if found.name == name)
