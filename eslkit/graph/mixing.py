@@ -10,7 +10,16 @@ from eslkit.graph.atoms import Atoms, Divisor
 from eslkit.graph.ops import Op, dims_of
 from eslkit.graph.values import Value, flat, merge, pin_all, support
 
-__all__ = ["gated", "norm_channels", "norm_last", "norm_weight", "order", "reduce", "scan"]
+__all__ = [
+    "gated",
+    "norm_channels",
+    "norm_last",
+    "norm_weight",
+    "order",
+    "recurrent",
+    "reduce",
+    "scan",
+]
 
 
 def along_channels(value: Any, rank: int) -> list[Value]:
@@ -118,3 +127,29 @@ def order(atoms: Atoms, op: Op) -> list[Value]:
     axes = dims_of(op, len(op.x.shape))
     parts = pin_all(atoms, op.x.parts, axes, f"{op.where} reorders the axis")
     return op.results(parts)
+
+
+def recurrent(atoms: Atoms, op: Op) -> list[Value]:
+    """A layer of an LSTM: the gates' rows and what reads the state back are one set of channels."""
+    size = int(op.args["hidden_size"])
+    weights: list[Value] = [op.args[f"weight{i}"] for i in range(4)]
+    reason = f"{op.where} cuts it into gates"
+    held: list[Value] = []
+    for weight in weights:
+        rows = [p.reshape(-1, size) for p in weight.parts if support(p) == {0}]
+        made = [p.reshape(-1) for p in pin_all(atoms, rows, [0], reason)]
+        held.append(Value((size,), tuple(made)))
+    read = [tuple(p.reshape(-1) for p in w.parts if support(p) == {1}) for w in weights[:2]]
+    inner = op.x.shape[-1:]
+    last = len(op.x.shape) - 1
+    met = pin_all(atoms, op.x.parts, range(last), f"{op.where} keeps positions as they are")
+    along = Value(inner, tuple(p.reshape(-1) for p in met), op.x.free, given=op.x.given)
+    merge(atoms, [along, Value(inner, read[0])], inner, op.where)
+    state = merge(atoms, [*held, Value((size,), read[1])], (size,), op.where)
+    for role, parts in (("consumer", (*read[0], *read[1])), ("producer", held[0].parts)):
+        for part in parts:
+            atoms.set_role(flat(part), role)
+    return [
+        op.result([p.reshape(*(1,) * (len(shape) - 1), -1) for p in state] if i < 3 else (), i)
+        for i, shape in enumerate(op.shapes)
+    ]

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from eslkit.graph.atoms import Atoms
 from eslkit.graph.contractions import convolution, matrix
-from eslkit.graph.mixing import gated, norm_channels, norm_last, norm_weight, order, reduce, scan
+from eslkit.graph.mixing import (
+    gated,
+    norm_channels,
+    norm_last,
+    norm_weight,
+    order,
+    recurrent,
+    reduce,
+    scan,
+)
 from eslkit.graph.moves import (
     MOVES,
     concatenate,
@@ -152,6 +161,7 @@ def _table() -> dict[str, Rule]:
             "_softmax _log_softmax _safe_softmax softmax log_softmax cumsum cumprod logcumsumexp "
             "cummax",
         ),
+        (recurrent, "mkldnn_rnn_layer"),
         (order, "sort topk argsort kthvalue"),
         (unfold, "im2col"),
         (fold, "col2im"),

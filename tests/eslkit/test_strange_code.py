@@ -146,6 +146,19 @@ class Remembering(Network):
         return torch.einsum("bhnm,bhcm->bhcn", weights, v).flatten(1, 2).unflatten(2, x.shape[2:])
 
 
+class Recurrent(Network):
+    """An LSTM in both directions over the positions, as Demucs has in its middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(16, 16, bidirectional=True, batch_first=True)
+        self.more = nn.Conv2d(32, 16, 1)
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        found, _ = self.memory(x.flatten(2).transpose(1, 2))
+        return self.more(found.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
 NETWORKS: list[Callable[[], Network]] = [
     SummedHalves,
     Interleaved,
@@ -156,6 +169,7 @@ NETWORKS: list[Callable[[], Network]] = [
     Shuffled,
     PooledOnce,
     Remembering,
+    Recurrent,
 ]
 
 
