@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["WILD", "Atoms", "Divisor", "IntArray", "Product"]
+__all__ = ["WILD", "Atoms", "Divisor", "IntArray", "Mixer", "Product"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -29,6 +29,16 @@ class Divisor:
     labels: IntArray
     number: int
     where: str
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Channels over which an operation normalises or reduces, and the operation."""
+
+    labels: IntArray
+    where: str
+    counts: bool
+    """Whether it matters how many there are (a sum), or not (a mean: copies change nothing)."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,9 @@ class Atoms:
     mark: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Tells apart channels that the code slices apart."""
     roles: dict[str, list[IntArray]] = field(default_factory=dict[str, list[IntArray]])
-    mixers: list[tuple[IntArray, str]] = field(default_factory=list[tuple[IntArray, str]])
-    """Channels over which an operation normalises or reduces, and the operation."""
+    mixers: list[Mixer] = field(default_factory=list[Mixer])
+    twins: list[tuple[IntArray, IntArray]] = field(default_factory=list[tuple[IntArray, IntArray]])
+    """Labels of weights that were added up: what one of them does, the other does too."""
     partitions: list[IntArray] = field(default_factory=list[IntArray])
     """Axes that the code cuts into equal parts: one row of labels a part."""
     splits: list[Tensor] = field(default_factory=list[Tensor])
@@ -135,6 +146,6 @@ class Atoms:
             with np.errstate(over="ignore"):
                 self.mark[labels] += np.uint64(self._marks * 0x9E3779B97F4A7C15 % 2**64)
 
-    def mix(self, labels: IntArray, where: str) -> None:
+    def mix(self, labels: IntArray, where: str, *, counts: bool = True) -> None:
         """An operation mixes these channels by norm, softmax or reduction."""
-        self.mixers.append((np.unique(labels[labels >= 0]), where))
+        self.mixers.append(Mixer(np.unique(labels[labels >= 0]), where, counts))

@@ -90,6 +90,9 @@ class ChannelGroup:
     mixed: tuple[str, ...] = ()
     """Operations that norm, reduce or take a softmax over these channels, or multiply them with
     channels of the same group: where there are any, a narrowed network is not the masked one."""
+    counting: tuple[str, ...] = ()
+    """Those among them for which it matters how many channels there are (sums, softmax): they do
+    not let a widened network with equal copies of its channels keep its output."""
     joins: tuple[Join, ...] = ()
     """How the axes come to be coupled, in the order of the forward pass."""
 

@@ -48,7 +48,7 @@ def contract(atoms: Atoms, a: Value, b: Value, where: str) -> list[Tensor]:
     rows = [p for p in left if support(p) == {1}]
     columns = [p for p in right if support(p) == {2}]
     if a.weight or b.weight:
-        _set_roles(atoms, a, b, k_left, k_right, rows, columns)
+        _set_roles(atoms, a, b, where, k_left, k_right, rows, columns)
     elif k_left or k_right:
         sides = (_labels_on(a, 2), _labels_on(b, 1))
         atoms.products.append(Product(atoms.node, sides, (a.scales, b.scales), where))
@@ -67,11 +67,22 @@ def _labels_on(value: Value, axis: int) -> IntArray:
 
 
 def _set_roles(
-    atoms: Atoms, a: Value, b: Value, k_a: Parts, k_b: Parts, rows: Parts, columns: Parts
+    atoms: Atoms,
+    a: Value,
+    b: Value,
+    where: str,
+    k_a: Parts,
+    k_b: Parts,
+    rows: Parts,
+    columns: Parts,
 ) -> None:
-    if a.weight and b.weight:
-        return
-    consumed, produced = (k_a, rows) if a.weight else (k_b, columns)
+    # A product of two weights (W2 W1) is read as W2 consuming what W1 makes; one of a weight and
+    # of what the code computed from weights and constants, as a layer.
+    left = a.raw or not b.raw if a.weight and b.weight else a.weight
+    if a.weight and b.weight and not rows and not columns:
+        for part in (*k_a, *k_b):  # a norm of weights
+            atoms.mix(flat(part), where, counts=False)
+    consumed, produced = (k_a, rows) if left else (k_b, columns)
     for part in consumed:
         atoms.set_role(flat(part), "consumer")
     for part in produced:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from eslkit.graph.atoms import Atoms, IntArray
 from eslkit.graph.export import Exported, source_line
+from eslkit.graph.moves import MOVES
 from eslkit.graph.ops import Op, protect
 from eslkit.graph.rules import rule_for
 from eslkit.graph.scaling import MATRIX, result_scales
@@ -92,7 +93,7 @@ def _parameter(
             parts.append(torch.arange(first, first + size).reshape(view))
         else:
             atoms.fix(np.array([first]), "an axis of size 1")
-    return Value(shape, tuple(parts), weight=True, scales=True)
+    return Value(shape, tuple(parts), weight=True, scales=True, raw=True)
 
 
 def _call(atoms: Atoms, node: fx.Node, values: dict[fx.Node, Any], exported: Exported) -> Any:
@@ -118,7 +119,8 @@ def _results(atoms: Atoms, op: Op) -> list[Value]:
     if len(moving) == 1 if contracted else not scales:
         atoms.plain.extend(flat(part) for value in moving for part in value.parts)
     constant = all(value.constant for value in op.values)
-    return [replace(result, constant=constant, scales=scales) for result in results]
+    raw = op.name in MOVES and op.x.raw
+    return [replace(r, constant=constant, scales=scales, raw=raw) for r in results]
 
 
 def _apply(atoms: Atoms, op: Op) -> list[Value]:

@@ -53,7 +53,7 @@ def norm_channels(atoms: Atoms, op: Op) -> list[Value]:
             if part.shape[1] > 1:
                 atoms.divisors.append(Divisor(flat(part), number, op.where))
                 if number < x.shape[1]:
-                    atoms.mix(flat(part), op.where)
+                    atoms.mix(flat(part), op.where, counts=False)
     return op.results(parts)
 
 
@@ -91,7 +91,7 @@ def norm_last(atoms: Atoms, op: Op) -> list[Value]:
     over = len(op.args["normalized_shape"])
     for part in parts:
         if any(axis >= part.dim() - over for axis in support(part)):
-            atoms.mix(flat(part), op.where)
+            atoms.mix(flat(part), op.where, counts=False)
     return op.results(parts)
 
 
@@ -104,13 +104,22 @@ def reduce(atoms: Atoms, op: Op) -> list[Value]:
     for part in op.x.parts:
         over = support(part) & set(axes)
         if over:
-            atoms.mix(flat(part), op.where)
+            atoms.mix(flat(part), op.where, counts=not _is_mean(op))
             rest = sorted(support(part) - over)
             pin_all(atoms, [part], rest, f"{op.where} reduces over part of the axis")
             continue
         kept = [s for i, s in enumerate(part.shape) if i not in axes or keepdim]
         parts.append(part.reshape(kept))
     return op.results(parts)
+
+
+_MEANS = {"mean", "amax", "amin", "max", "min", "median", "argmax", "argmin", "any", "all"}
+
+
+def _is_mean(op: Op) -> bool:
+    """Whether equal copies of what is reduced leave the result as it is."""
+    biased = op.name in ("var", "std", "var_mean", "std_mean") and op.args.get("correction") == 0
+    return op.name in _MEANS or biased
 
 
 def scan(atoms: Atoms, op: Op) -> list[Value]:

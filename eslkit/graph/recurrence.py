@@ -31,17 +31,18 @@ class ShortSequences(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        packed = len(args) < 9 or not isinstance(args[2], (list, tuple))
+        given: list[Any] = list(args)
+        packed = len(given) < 9 or not isinstance(given[2], (list, tuple))
         if getattr(func, "__name__", "") not in _RECURRENT or packed:
             return func(*args, **kwargs)
-        sequence: Tensor = args[0]
-        axis = int(bool(args[8]))  # batch_first
+        sequence: Tensor = given[0]
+        axis = int(bool(given[8]))  # batch_first
         length = sequence.shape[axis]
         if sequence.dim() != 3 or length <= _STEPS:
             return func(*args, **kwargs)
         self._recorder.times = length / _STEPS
         try:
-            output, *states = func(sequence.narrow(axis, 0, _STEPS), *args[1:], **kwargs)
+            output, *states = func(sequence.narrow(axis, 0, _STEPS), *given[1:], **kwargs)
         finally:
             self._recorder.times = 1.0
         shape = [length if i == axis else size for i, size in enumerate(output.shape)]

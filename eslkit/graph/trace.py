@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
@@ -185,7 +186,7 @@ def _build(
     use = _first_use(exported)
     owner = {int(root): number for number, raw in enumerate(grouping.groups) for root in raw.roots}
     levels = group_levels(resolution, labels, owner)
-    mixed, joins = _mixed(labels, owner, divided), _joins(labels, owner)
+    mixed, counting, joins = *_mixed(labels, owner, divided), _joins(labels, owner)
     positions: dict[tuple[str, int], str] = {}
     made: dict[int, ChannelGroup] = {}
     for number, raw in enumerate(grouping.groups):
@@ -193,7 +194,12 @@ def _build(
             positions.update({(s.axis.name, s.axis.axis): raw.reason for s in raw.spans})
             continue
         group = _group(raw, roles, levels.get(number, 0), use, divided)
-        made[number] = replace(group, mixed=mixed.get(number, ()), joins=joins.get(number, ()))
+        made[number] = replace(
+            group,
+            mixed=mixed.get(number, ()),
+            counting=counting.get(number, ()),
+            joins=joins.get(number, ()),
+        )
     numbers = sorted(made, key=lambda n: _rank(made[n], use))
     names = _names([made[n] for n in numbers])
     named = dict(zip(numbers, names, strict=True))
@@ -213,16 +219,24 @@ def _build(
     )
 
 
-def _roles(labels: Labels) -> dict[tuple[str, int], str]:
-    """(parameter, axis) -> producer or consumer."""
+def _role_flags(labels: Labels) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which atoms are producers and consumers; weights that are added up share their roles."""
     size = len(labels.atoms.parent)
     flags = {role: np.zeros(size, bool) for role in ("producer", "consumer")}
     for role, flag in flags.items():
         for part in labels.atoms.roles.get(role, []):
             flag[part] = True
+        for first, second in reversed(labels.atoms.twins):
+            known = (first >= 0) & (second >= 0)
+            flag[second[known][flag[first[known]]]] = True
+    return flags
+
+
+def _roles(labels: Labels) -> dict[tuple[str, int], str]:
+    """(parameter, axis) -> producer or consumer."""
     found: dict[tuple[str, int], str] = {}
-    for axis in labels.axes:
-        for role, flag in flags.items():
+    for role, flag in _role_flags(labels).items():
+        for axis in labels.axes:
             if flag[axis.first : axis.first + axis.size].any():
                 found[axis.name, axis.axis] = role
     return found
@@ -293,17 +307,31 @@ def _names(groups: Iterable[ChannelGroup]) -> list[str]:
 
 def _mixed(
     labels: Labels, owner: Mapping[int, int], divided: Divided
-) -> dict[int, tuple[str, ...]]:
-    found: dict[int, dict[str, None]] = {}
-    notes = list(labels.atoms.mixers)
+) -> tuple[dict[int, tuple[str, ...]], dict[int, tuple[str, ...]]]:
+    """Group number -> what mixes its channels; and what among that counts them."""
+    notes = [(mixer.labels, mixer.where, mixer.counts) for mixer in labels.atoms.mixers]
     for product in divided.unmended:
         members = np.concatenate(product.sides)
-        notes.append((members[members >= 0], f"a product of two activations, {product.where}"))
-    for members, where in notes:
+        where = f"a product of two activations, {product.where}"
+        notes.append((members[members >= 0], where, True))
+    flags = _role_flags(labels)
+    for axis in labels.axes:
+        own = slice(axis.first, axis.first + axis.size)
+        both = axis.atoms[flags["producer"][own] & flags["consumer"][own]]
+        if both.size:
+            notes.append((both, f"{axis.name}, which both reads and makes these channels", True))
+    mixed: dict[int, dict[str, None]] = {}
+    counting: dict[int, dict[str, None]] = {}
+    for members, where, counts in notes:
         for number in {owner.get(int(r)) for r in np.unique(labels.atoms.find(members))}:
             if number is not None:
-                found.setdefault(number, {})[where] = None
-    return {number: tuple(where) for number, where in found.items()}
+                mixed.setdefault(number, {})[where] = None
+                if counts:
+                    counting.setdefault(number, {})[where] = None
+    return (
+        {number: tuple(where) for number, where in mixed.items()},
+        {number: tuple(where) for number, where in counting.items()},
+    )
 
 
 def _joins(labels: Labels, owner: Mapping[int, int]) -> dict[int, tuple[Join, ...]]:

@@ -47,6 +47,8 @@ class Value:
     """Made without parameters and without the model's input."""
     scales: bool = False
     """Multiplying what the labels name, and all that was added to it, multiplies this."""
+    raw: bool = False
+    """A parameter, at most moved about."""
     loose: frozenset[int] = frozenset()
     """Axes along which the code repeats one number, to whatever length it needs."""
     counted: bool = False
@@ -184,6 +186,8 @@ def merge(
         present = pin_all(atoms, present, sorted(fixed), reason)
         if present:
             result.append(unite(atoms, present, added=added))
+            if added and all(value.weight for value in values):
+                atoms.twins += [(flat(result[-1]), flat(p.expand_as(result[-1]))) for p in present]
         if present and any(value.counted for value, _ in bare):
             atoms.mix(flat(result[-1]), f"{where}, which counts them")
     return tidy(atoms, result, where)

@@ -235,6 +235,16 @@ def _blamed(traced: Traced, sizes: Sizes, failure: Failure) -> set[str]:
     return found
 
 
+def empty_like(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An empty tensor of another shape whose axes lie in memory in the same order."""
+    order = sorted(range(tensor.dim()), key=lambda axis: (tensor.stride(axis), -axis))
+    strides, step = [0] * tensor.dim(), 1
+    for axis in order:
+        strides[axis] = step
+        step *= max(1, shape[axis])
+    return torch.empty_strided(shape, strides, dtype=tensor.dtype)
+
+
 def build_resized(model: nn.Module, prepared: Prepared, *, init: str | Policy) -> nn.Module:
     """Make the network that has been proved, with weights from `model`.
 
@@ -252,7 +262,7 @@ def build_resized(model: nn.Module, prepared: Prepared, *, init: str | Policy) -
         if name is None:
             return tensor.detach().clone()
         shape = sizes.parameter(name, tuple(tensor.shape))
-        return torch.empty(shape, dtype=tensor.dtype)
+        return empty_like(tensor, shape)
 
     made = skeleton(model, make)
     apply_edits(made, prepared.edits)

@@ -10,7 +10,7 @@ import numpy as np
 from eslkit.graph.atoms import IntArray
 from eslkit.graph.channels import ChannelGroup, ChannelSpan
 from eslkit.graph.trace import Traced
-from eslkit.graph.values import Value, flat, support
+from eslkit.graph.values import Value, compact, flat, support
 
 __all__ = ["Change", "Sizes"]
 
@@ -69,6 +69,7 @@ class Sizes:
         sizes: list[int | None] = list(value.shape)
         atoms = self.traced.labels.atoms
         for part in value.parts:
+            part = compact(atoms, part)  # by what is united now
             labels = atoms.find(flat(part))
             ratio = np.where(labels >= 0, self._ratio[labels], 1.0)
             if (ratio == 1.0).all():
