@@ -99,6 +99,9 @@ def plan(
     depth: Annotated[
         int | None, typer.Option(help="levels that the expansion inserts [1]", show_default=False)
     ] = None,
+    at: Annotated[
+        list[str] | None, typer.Option(metavar="MODULE", help="insert the levels there; each")
+    ] = None,
     init: Annotated[str, typer.Option(help="init policy of the shrinking steps")] = "first",
     expand_init: Annotated[str, typer.Option(help="init policy of the expansion")] = "random",
     granularity: Annotated[
@@ -160,6 +163,7 @@ def plan(
     else:
         common["width"] = parse_table(width, option="--width", kind=float) if width else 2.0
         common["depth"] = 1 if depth is None else depth
+        common["at"] = at
         common["expand_init"] = expand_init
         made = (
             schedule(network, **common, **order)

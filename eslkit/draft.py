@@ -25,6 +25,7 @@ from eslkit.plan import LayerInfo, Plan, Source, Step, fingerprint
 from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
 from eslkit.surgery.inherit import named_tensors
 from eslkit.surgery.integers import apply_edits
+from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy, planned, policy_of
 from eslkit.surgery.resize import (
     Prepared,
@@ -77,8 +78,11 @@ class Draft:
         protect: Sequence[str] = (),
         example_inputs: Any = None,
         seed: int = 0,
+        at: Sequence[str] = (),
+        level: LevelBuilder | None = None,
     ) -> None:
         self.model = model
+        self._at, self._level = tuple(at), level
         self.network = clone(start)
         self.inputs = example_inputs
         self._init, self._expand_init = init, expand_init
@@ -123,7 +127,7 @@ class Draft:
     def start_from_source(self) -> None:
         """Begin from a large model instead of expanding the small one."""
         parts = self.parts_left
-        goal = deepen(self.model, levels=self.num_levels, example_inputs=self.inputs)
+        goal = self._deepened(self.num_levels, "random")
         for _ in range(flatten_parts(goal) - parts):
             goal, _ = flatten_step(goal)
         _check_same_form(self.network, goal)
@@ -144,7 +148,7 @@ class Draft:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             plain = self._expand_init if isinstance(self._expand_init, str) else "random"
-            deeper = deepen(self.model, levels=depth, init=plain, example_inputs=self.inputs)
+            deeper = self._deepened(depth, plain)
         before = self._trace(deeper) if depth else self._traced
         prepared = self._widened(deeper, before, width)
         self._goal = deeper
@@ -158,6 +162,16 @@ class Draft:
             width=None if isinstance(width, Mapping) else width,
             depth=depth,
             layers=count_layers(self.graph.resizable),
+        )
+
+    def _deepened(self, levels: int, init: str) -> nn.Module:
+        return deepen(
+            self.model,
+            levels=levels,
+            init=init,
+            at=self._at or None,
+            level=self._level,
+            example_inputs=self.inputs,
         )
 
     def _widened(
@@ -279,6 +293,7 @@ class Draft:
             "source": self._source,
             "width": dict(width) if isinstance(width, Mapping) else width,
             "depth": depth,
+            "at": self._at,
             "init": policy_name(self._init),
             "granularity": granularity,
             "expand_init": policy_name(self._expand_init),

@@ -16,6 +16,7 @@ from eslkit.errors import InputError
 from eslkit.planners import Choices, plan_expansion, plan_scratch
 from eslkit.schedule import Schedule, check_model, own_policies
 from eslkit.surgery.depth import clone
+from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy
 
 __all__ = ["paper"]
@@ -39,6 +40,8 @@ def paper(
     *,
     width: float | Mapping[str, float] = 2,
     depth: int = 1,
+    at: str | Sequence[str] | None = None,
+    level: LevelBuilder | None = None,
     init: str | Policy = "first",
     expand_init: str | Policy = "random",
     example_inputs: Any = None,
@@ -66,6 +69,8 @@ def paper(
         row: the row's name; the CSL rows end with the inserted levels still in place.
         width: as for `schedule`, and so are all other arguments.
         depth: as for `schedule`.
+        at: as for `schedule`.
+        level: as for `schedule`.
         init: "first", "last" or "combined" for Table III; or any other policy.
         expand_init: as for `schedule`.
         example_inputs: as for `schedule`.
@@ -94,6 +99,8 @@ def paper(
         example_inputs=example_inputs,
         protect=tuple(protect),
         seed=seed,
+        at=(at,) if isinstance(at, str) else tuple(at or ()),
+        level=level,
         whole=whole,
         label=row,
     )
@@ -102,4 +109,4 @@ def paper(
     else:
         made = plan_scratch(model, depth=0 if whole else depth, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
-    return Schedule(clone(model), plan, made.inputs, policies, prepared=made.prepared)
+    return Schedule(clone(model), plan, made.inputs, policies, prepared=made.prepared, level=level)

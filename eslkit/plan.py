@@ -138,6 +138,8 @@ class Plan(_Frozen):
     """Width multiplier of the expansion, one for all or by pattern."""
     depth: int = Field(ge=0)
     """Levels that the expansion inserts."""
+    at: tuple[str, ...] = ()
+    """Modules at which it inserts them; empty for the bottlenecks that it finds."""
     init: str
     """Init policy of the shrinking steps."""
     granularity: str | int

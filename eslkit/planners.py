@@ -18,6 +18,7 @@ from torch import nn
 from eslkit.draft import Draft, Move, Planned
 from eslkit.errors import InputError, PlanError
 from eslkit.moves import StepEntry, StepList, find_groups, portions, reached, table_widths
+from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy, policy_of
 
 __all__ = ["Choices", "Granularity", "plan_between", "plan_expansion", "plan_scratch"]
@@ -46,6 +47,8 @@ class Choices:
     example_inputs: Any = None
     protect: tuple[str, ...] = ()
     seed: int = 0
+    at: tuple[str, ...] = ()
+    level: LevelBuilder | None = None
     whole: bool = True
     """Whether the plan must lead back to the model; otherwise it may end with the levels that
     were inserted still in place."""
@@ -143,6 +146,8 @@ def _draft(start: nn.Module, model: nn.Module, chosen: Choices) -> Draft:
         protect=chosen.protect,
         example_inputs=chosen.example_inputs,
         seed=chosen.seed,
+        at=chosen.at,
+        level=chosen.level,
     )
 
 

@@ -24,6 +24,7 @@ from eslkit.planners import Choices, Granularity, plan_between, plan_expansion
 from eslkit.steps import apply_step
 from eslkit.store import RunStore
 from eslkit.surgery.depth import clone
+from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy
 from eslkit.surgery.resize import Prepared
 from eslkit.trainer import TrainerLike, as_trainer
@@ -77,6 +78,8 @@ class Schedule:
     """The large model that the walk begins from; None where it begins from the small one."""
     prepared: Mapping[int, Prepared] = field(default_factory=dict[int, Prepared])
     """The resize of each step as planning proved it, so that a run need not; by step number."""
+    level: LevelBuilder | None = None
+    """What builds an inserted level, where that is not the model's own kind."""
 
     def __post_init__(self) -> None:
         self._check_source()
@@ -190,14 +193,23 @@ class Schedule:
 
     def _surgery(self) -> Callable[[nn.Module, Step], nn.Module]:
         def surgery(network: nn.Module, step: Step) -> nn.Module:
-            return apply_step(
+            made = apply_step(
                 network,
                 step,
                 plan=self.plan,
                 example_inputs=self.example_inputs,
                 policies=self.policies,
+                level=self.level,
                 prepared=self.prepared.get(step.index),
             )
+            count = sum(parameter.numel() for parameter in made.parameters())
+            if count != step.parameters:
+                raise PlanError(
+                    f"The network of step {step.name} has {count:,} parameters, its plan says "
+                    f"{step.parameters:,}. Was the plan made with a level= of your own, or by "
+                    "another version of eslkit? Pass the same again, or make the plan again."
+                )
+            return made
 
         return surgery
 
@@ -207,6 +219,8 @@ def schedule(
     *,
     width: float | Mapping[str, float] = 2,
     depth: int = 1,
+    at: str | Sequence[str] | None = None,
+    level: LevelBuilder | None = None,
     init: str | Policy = "first",
     granularity: Granularity = "fine",
     factor: float | None = None,
@@ -225,7 +239,9 @@ def schedule(
         width: width multiplier of the expansion; or a table of multipliers by group, layer,
             pattern (`decoder.*`) or level (`level 3`), where the last that matches counts and
             groups that none matches keep their width.
-        depth: levels that the expansion inserts below the bottleneck.
+        depth: levels that the expansion inserts, into each bottleneck that it finds.
+        at: another place for them: the module before which a level goes, or several.
+        level: what builds a level instead of the model's own kind, as for `deepen`.
         init: policy that carries weights into a smaller network (the paper's INIT1), by name
             or a callable of your own.
         granularity: what each shrinking step changes. `fine`: the paper's order, a level at a
@@ -265,11 +281,13 @@ def schedule(
         example_inputs=example_inputs,
         protect=tuple(protect),
         seed=seed,
+        at=(at,) if isinstance(at, str) else tuple(at or ()),
+        level=level,
     )
     policies = own_policies(init, expand_init)
     made = plan_expansion(model, width=width, depth=depth, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
-    return Schedule(clone(model), plan, made.inputs, policies, prepared=made.prepared)
+    return Schedule(clone(model), plan, made.inputs, policies, prepared=made.prepared, level=level)
 
 
 def schedule_from(

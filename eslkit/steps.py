@@ -13,6 +13,7 @@ from eslkit.graph.trace import trace_fully
 from eslkit.plan import Plan, Step
 from eslkit.surgery.api import expand
 from eslkit.surgery.depth import deepen, flatten_parts, flatten_step
+from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy
 from eslkit.surgery.resize import Prepared, build_resized, prepare_resize
 
@@ -26,6 +27,7 @@ def apply_step(
     plan: Plan,
     example_inputs: Any = None,
     policies: Mapping[str, Policy] | None = None,
+    level: LevelBuilder | None = None,
     prepared: Prepared | None = None,
 ) -> nn.Module:
     """The network of a step, from the network before; a function of that and the step's seed.
@@ -36,6 +38,7 @@ def apply_step(
         plan: the plan that it belongs to.
         example_inputs: as for `trace`.
         policies: policies by name, for plans that name the user's own.
+        level: what builds an inserted level, where that is not the model's own kind.
         prepared: the resize of this step as planning proved it, where that is at hand; nothing
             is then traced or proved again.
 
@@ -59,7 +62,14 @@ def apply_step(
                     protect=plan.protect,
                 )
             name = init if isinstance(init, str) else "random"
-            made = deepen(model, levels=step.depth, init=name, example_inputs=example_inputs)
+            made = deepen(
+                model,
+                levels=step.depth,
+                init=name,
+                at=plan.at or None,
+                level=level,
+                example_inputs=example_inputs,
+            )
         if step.widths or (step.phase == "expand" and init == "random"):
             if prepared is None:
                 traced = trace_fully(made, example_inputs=example_inputs, protect=plan.protect)

@@ -329,3 +329,32 @@ def test_a_run_needs_no_trace_that_planning_has_made(monkeypatch: pytest.MonkeyP
     result = made.run(loop)
     for key, value in from_disk.model.state_dict().items():
         assert torch.equal(value, result.model.state_dict()[key])
+
+
+class Plain(nn.Module):
+    """A level of the user's own: one convolution that keeps shape."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.conv(x))
+
+
+def test_levels_go_where_and_are_built_as_the_user_says(tmp_path: Any) -> None:
+    made = schedule(UNet(), at="back", example_inputs=X)
+    assert made.plan.at == ("back",)
+    grown = apply_step(made.model, made.steps[0], plan=made.plan, example_inputs=X)
+    assert any(key.startswith("back.level.") for key in grown.state_dict())
+    whole = made.run(loop)
+    again = Schedule(made.model, Plan.from_json(made.plan.to_json()), X).run(loop)
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key])
+
+    own = schedule(UNet(), level=lambda style, width: Plain(width), example_inputs=X)
+    assert [step.phase for step in own.steps].count("layers") == 1
+    result = own.run(loop, out=tmp_path)
+    assert fingerprint(result.model) == fingerprint(UNet())
+    with pytest.raises(PlanError, match=r"network of step EL has .* parameters, its plan says"):
+        Schedule(own.model, own.plan.model_copy(update={"steps": own.steps[:1]}), X).run(loop)
