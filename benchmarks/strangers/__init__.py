@@ -49,7 +49,6 @@ PACKAGES = {
     "encodec": ("encodec", "sound"),
     "dac": ("dac", "sound"),
     "openunmix": ("openunmix", "sound"),
-    "cleanunet": ("cleanunet", "sound"),
     "bs-roformer": ("bs_roformer", "sound"),
 }
 """First word of the names -> the package that must be installed, and the file here."""

@@ -136,24 +136,6 @@ def networks() -> Iterator[Stranger]:
     yield "dac/encoder-decoder", _dac, mono
     yield "openunmix/umx", _openunmix, (noise(1, 2, 65, 20),)
     yield from read(
-        "cleanunet",
-        {
-            "cleanunet": (
-                "cleanunet.network:CleanUNet",
-                {
-                    "channels_H": 8,
-                    "max_H": 32,
-                    "encoder_n_layers": 4,
-                    "tsfm_n_layers": 1,
-                    "tsfm_n_head": 4,
-                    "tsfm_d_model": 32,
-                    "tsfm_d_inner": 64,
-                },
-            )
-        },
-        mono,
-    )
-    yield from read(
         "bs-roformer",
         {
             "bs-roformer": (

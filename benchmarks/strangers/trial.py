@@ -43,6 +43,7 @@ def build(stranger: Stranger) -> tuple[nn.Module, Any]:
         for parameter in model.parameters():
             if parameter.dim() == 1 or not parameter.any():
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        call(model, stranger[2])  # what hooks compute from weights can be copied from now on
     return model, stranger[2]
 
 
@@ -165,8 +166,8 @@ def _coverage(row: Row, model: nn.Module, inputs: Any, before: int) -> None:
     if "shrink" in made:
         row["shrink_ratio_used"] = round(count(made["shrink"], used) / count(model, used), 4)
     if "back" in made:
-        shapes = {n: p.shape for n, p in model.state_dict().items()}
-        other = {n: p.shape for n, p in made["back"].state_dict().items()}
+        shapes = {n: p.shape for n, p in model.named_parameters()}
+        other = {n: p.shape for n, p in made["back"].named_parameters()}
         row["back"] = "ok" if shapes == other else "wrong: other shapes"
 
 

@@ -83,7 +83,7 @@ def _convolution(
 ) -> Iterator[tuple[str, Any]]:
     groups = int(old.groups)  # type: ignore[arg-type]
     wide, narrow = (0, 1) if old.transposed else (1, 0)  # axes of inputs and outputs
-    if groups > 1 and groups == old.in_channels:  # depthwise: groups follow the channels
+    if groups > 1 and groups in (old.in_channels, old.out_channels):  # they follow the channels
         groups = shape[0] * groups // before[0]
     per_input, per_output = shape[wide], shape[narrow]
     yield "groups", groups
