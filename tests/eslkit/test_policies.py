@@ -245,6 +245,25 @@ def test_split_leaves_the_output_unchanged(form: Form, width: float) -> None:
     PRESERVED.check(run(wide, x), run(model, x))
 
 
+@MANY
+@given(forms(inside=FREE), st.sampled_from(("preserve", "split")))
+def test_merge_undoes_copies(form: Form, init: str) -> None:
+    model, x = form.build(), form.inputs()
+    wide = eslkit.expand(model, width=2, init=init, example_inputs=x)
+    back = eslkit.shrink(wide, init="merge", example_inputs=x)
+    for name, tensor in tensors_of(model).items():
+        REFERENCE.check(tensors_of(back)[name], tensor)
+
+
+def test_merge_sums_what_reads_and_averages_what_makes() -> None:
+    model, x = residual()
+    made = eslkit.resize(model, {"side": 2}, init="merge", example_inputs=x)
+    pairs = model.side.weight.detach().unflatten(0, (2, 2))
+    REFERENCE.check(made.side.weight.detach(), pairs.mean(1))
+    reads = model.leave.weight.detach()[:, :4].unflatten(1, (2, 2))
+    REFERENCE.check(made.leave.weight.detach()[:, :2], reads.sum(2))
+
+
 @pytest.mark.parametrize("init, part", [("preserve", False), ("split", True)])
 def test_copies_part_in_training_only_if_their_shares_differ(init: str, part: bool) -> None:
     model, x = residual()

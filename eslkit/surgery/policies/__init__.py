@@ -14,6 +14,7 @@ A row of zeros takes nothing over: that channel keeps what a fresh initialisatio
 | `taylor(batches, loss)` | the channels without which the loss would change most |
 | `least_squares(batches)` | a selection, and consumers solved so that features match |
 | `preserve`, `split` | widening: the function, by copies |
+| `merge` | neighbours as one channel: the way back from copies |
 | `random` | nothing |
 | `literal(base)` | as `base`, with the paper's Eq. 9 to the letter behind a concat |
 
@@ -40,7 +41,7 @@ from eslkit.surgery.policies.change import (
     keep_largest,
     select,
 )
-from eslkit.surgery.policies.copies import preserve, split
+from eslkit.surgery.policies.copies import merge, preserve, split
 from eslkit.surgery.policies.corners import combined, first, last, random
 from eslkit.surgery.policies.least_squares import LeastSquares, least_squares
 from eslkit.surgery.policies.literal import Literal, literal
@@ -69,6 +70,7 @@ __all__ = [
     "last",
     "least_squares",
     "literal",
+    "merge",
     "norm_scores",
     "planned",
     "policy_of",

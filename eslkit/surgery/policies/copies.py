@@ -1,4 +1,4 @@
-"""Function-preserving widening: channels are repeated, their consumers share the copies."""
+"""Channels repeated, their consumers sharing the copies; and the way back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from eslkit.errors import ResizeError
 from eslkit.surgery.policies.change import GroupChange, Maps, select
 
-__all__ = ["preserve", "split"]
+__all__ = ["merge", "preserve", "split"]
 
 _UNEVEN = 0.5
 """How far, at most, a copy's share in `split` lies from the even one, relative to it."""
@@ -48,6 +48,20 @@ def split(change: GroupChange) -> Maps:
     tilt = torch.where(copies[source] > 1, 1 + _UNEVEN * (1 - 2 * place / most), 1.0)
     share = tilt.to(torch.float64) / copies[source]
     return Maps(chosen, chosen * share.unsqueeze(1))
+
+
+def merge(change: GroupChange) -> Maps:
+    """Neighbours become one channel: the mean of those who make them, the sum of what reads them.
+
+    The way back from `preserve` and `split`: copies that have not parted become the channel that
+    they are copies of. After such an expansion `first` would keep both copies of the first half of
+    the channels, and none of the second. When the group gets wider, as `preserve`.
+    """
+    if change.new >= change.old:
+        return preserve(change)
+    goal = torch.arange(change.old) * change.new // change.old
+    together = select(goal, change.new).producer.T
+    return Maps(together / together.sum(dim=1, keepdim=True), together)
 
 
 def _repeats(change: GroupChange, name: str) -> tuple[Tensor, Tensor]:

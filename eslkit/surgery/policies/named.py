@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eslkit.errors import InputError
 from eslkit.surgery.policies.change import NeedsModel, Policy, RefinesWeights
-from eslkit.surgery.policies.copies import preserve, split
+from eslkit.surgery.policies.copies import merge, preserve, split
 from eslkit.surgery.policies.corners import combined, first, last, random
 from eslkit.surgery.policies.literal import literal
 from eslkit.surgery.policies.norms import bn_scale, l1, l2
@@ -18,6 +18,7 @@ _NAMED: dict[str, Policy] = {
     "random": random,
     "preserve": preserve,
     "split": split,
+    "merge": merge,
     "l1": l1,
     "l2": l2,
     "bn_scale": bn_scale,
