@@ -109,9 +109,7 @@ def train(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     outputs = [x for x in tensor_leaves(model(*inputs)) if x.is_floating_point()]
     sum((x.float() ** 2).mean() for x in outputs if x.requires_grad).backward()
-    levels = [m for m in model.modules() if isinstance(m, Inserted)]
-    assert levels, "no inserted level"
-    for level in levels:
+    for level in (m for m in model.modules() if isinstance(m, Inserted)):
         for name, parameter in level.level.named_parameters():
             gradient = parameter.grad
             assert gradient is not None, f"{name} of the level has no gradient"
@@ -148,7 +146,7 @@ def bypassed(model: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
             module.register_forward_hook(note(name))
     for level in levels:
         level.level.register_forward_hook(cut)
-    outputs = [x for x in tensor_leaves(model.eval()(*inputs)) if x.requires_grad]
+    outputs = [x for x in tensor_leaves(model.train()(*inputs)) if x.requires_grad]
     if outputs:
         sum((x.float() ** 2).mean() for x in outputs).backward()
     return [
@@ -164,15 +162,18 @@ def there_and_back(
     """Deepen, train, flatten; `note` tells how far it came."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
     before = shapes(copy.deepcopy(model), inputs)
+    note["stage"] = "own"
+    train(copy.deepcopy(model), doubled(inputs))
     note["stage"] = "deepen"
     big = deepen(model, levels=levels, example_inputs=inputs)
     found = {n: m for n, m in big.named_modules() if isinstance(m, Inserted)}
+    assert found, "no inserted level"
     note["places"] = {n: "before" if m.before else "behind" for n, m in found.items()}
     note["stage"] = "run"
     assert shapes(copy.deepcopy(big), inputs) == before, "other output shapes"
     note["stage"] = "train"
     train(copy.deepcopy(big), doubled(inputs))
-    note["bypassed"] = bypassed(copy.deepcopy(big), inputs)
+    note["bypassed"] = bypassed(copy.deepcopy(big), doubled(inputs))
     note["stage"] = "flatten"
     parts = flatten_parts(big)
     assert parts == 2 * levels, f"{parts} steps for {levels} levels"
@@ -214,7 +215,7 @@ def measure(
 
 
 def summary(notes: list[dict[str, Any]], levels: int) -> str:
-    shaped = [n for n in notes if n.get("u")]
+    shaped = [n for n in notes if n.get("u") and n["stage"] != "own"]
     done = [n for n in shaped if n["stage"] == "done"]
     refused = [n for n in shaped if "refused" in n]
     failed = [n for n in shaped if "error" in n]
@@ -227,7 +228,9 @@ def summary(notes: list[dict[str, Any]], levels: int) -> str:
             f"trained and flattened ({share:.1f} %), {len(refused)} refused, {len(failed)} failed",
             f"{len(others)} not U-shaped: {sum('refused' in n for n in others)} refused, "
             f"{sum(n['stage'] == 'done' for n in others)} deepened all the same",
-            f"not traced: {Counter(n['stage'] for n in notes if 'u' not in n)}",
+            f"not constructed, not traced, or not trainable as they are: "
+            f"{Counter(n['stage'] for n in notes if 'u' not in n or n['stage'] == 'own')}",
+            *(f"  {n['name']}: {n['error']}" for n in notes if n["stage"] == "own"),
             *(f"refused {n['name']}: {n['refused']}" for n in refused),
             *(f"failed  {n['name']} ({n['stage']}): {n['error']}" for n in failed),
         ]

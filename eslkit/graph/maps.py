@@ -75,7 +75,10 @@ def find_maps(traced: Traced) -> dict[fx.Node, Map]:
         held = node.meta.get("val")
         if not isinstance(held, Tensor) or not isinstance(value, Value) or value.weight:
             continue
-        made = None if op_name(node) in _NO_MAPS else _map(value, rank, batch)
+        axes = {axis for axis in range(len(value.shape)) if value.part_on(axis) is not None}
+        if not axes and node.op != "placeholder" and not _stays(node, found):
+            continue  # nothing tells where the channels went
+        made = None if op_name(node) in _NO_MAPS else _map(node, value.shape, axes, rank, batch)
         if made is not None:
             found[node] = made
     for node in _moved_for_products(traced, found):
@@ -88,17 +91,35 @@ def find_maps(traced: Traced) -> dict[fx.Node, Map]:
     }
 
 
-def _map(value: Value, rank: int, batch: int) -> Map | None:
+def _stays(node: fx.Node, maps: dict[fx.Node, Map]) -> bool:
+    """Whether the axes are those of a map that the operation is given."""
+    turns = op_name(node) in ("permute", "transpose", "t", "view", "_unsafe_view", "reshape")
+    return not turns and any(_map_behind(source) in maps for source in node.all_input_nodes)
+
+
+def _map_behind(node: fx.Node) -> fx.Node:
+    """The operation itself, or what it splits or tells the indices of."""
+    while getattr(node.target, "__name__", "") == "getitem" or _returns_several(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _returns_several(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(node.meta.get("val"), (list, tuple))
+
+
+def _map(
+    node: fx.Node, shape: tuple[int, ...], axes: set[int], rank: int, batch: int
+) -> Map | None:
     """A value as a map; None where channels stand on several axes, as the heads of attention do.
 
     What a sub-pixel operation made is a map, though its channels also lie along all positions.
     """
-    shape = value.shape
     if len(shape) not in (3, rank) or 0 in shape or shape[0] % batch:
         return None
-    axes = {axis for axis in range(len(shape)) if value.part_on(axis) is not None}
     folded, last = shape[0] // batch, len(shape) - 1
-    shuffled = rank > 3 and axes | {1} == set(range(1, rank))
+    given = axes | {1} if op_name(node) == "pixel_shuffle" else axes
+    shuffled = rank > 3 and given == set(range(1, rank))
     if len(shape) == rank and (axes <= {1} or shuffled):
         return Map("first", shape[1], shape[2:], folded * math.prod(shape[2:]))
     if len(shape) == rank and axes == {last}:

@@ -27,7 +27,6 @@ __all__ = [
     "inserted_at",
     "inserted_levels",
     "places_for_levels",
-    "setattr_child",
 ]
 
 _MOST_TRIED = 12
@@ -136,7 +135,8 @@ def _insert_best(
             "which a level should go"
         )
     last: EslError | None = None
-    for place in bottleneck.places[:_MOST_TRIED]:
+    places = [p for p in bottleneck.places if not _writes_in_place(model.get_submodule(p.path))]
+    for place in places[:_MOST_TRIED]:
         try:
             _insert(model, traced, bottleneck, place, init, builder)
         except _DoesNotRunError as error:
@@ -144,8 +144,14 @@ def _insert_best(
         else:
             return place
     raise DepthError(
-        f"{name}: none of its {len(bottleneck.places)} places takes a level; the last tried: {last}"
+        f"{name}: none of its {len(bottleneck.places)} places takes a level; the last tried: "
+        f"{last or 'all work in place'}"
     ) from last
+
+
+def _writes_in_place(module: nn.Module) -> bool:
+    """Whether code may count on its argument being changed, whatever it returns."""
+    return bool(getattr(module, "inplace", False))
 
 
 def _where(traced: Traced, nodes: Sequence[Any]) -> str:
@@ -205,12 +211,11 @@ def _insert(
         grid=place.sizes,
     )
     wrapper.train(body.training)
-    parent, _, name = place.path.rpartition(".")
-    setattr_child(model.get_submodule(parent), name, wrapper)
+    _replace(model, body, wrapper)
     try:
         _prove(model, traced, place)
     except _DoesNotRunError:
-        setattr_child(model.get_submodule(parent), name, body)
+        _replace(model, wrapper, body)
         raise
 
 
@@ -239,13 +244,21 @@ def _prove(model: nn.Module, traced: Traced, place: Place) -> None:
             f"with a level {place} the model's own code fails with {text!r}"
         ) from error
     have = [again.shape(node) for node in again.outputs]
+    if not any(call.path == f"{place.path}.level" for call in again.calls):
+        raise _DoesNotRunError(f"the model's own code does not call a level {place}")
     if have != want:
         raise _DoesNotRunError(f"with a level {place} the outputs have shapes {have}, not {want}")
 
 
-def setattr_child(parent: nn.Module, name: str, child: nn.Module) -> None:
-    """Put a module in the place of a child; containers keep their order."""
-    parent._modules[name] = child  # pyright: ignore[reportPrivateUsage]
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, under all names that it has; the order is kept."""
+    for parent in list(model.modules()):
+        if parent is new:
+            continue
+        children = parent._modules  # pyright: ignore[reportPrivateUsage]
+        for name, child in children.items():
+            if child is old:
+                children[name] = new
 
 
 def inserted_levels(model: nn.Module) -> list[str]:
@@ -310,8 +323,7 @@ def flatten_step(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         if isinstance(level, TakenOutInParts) and not level.flattened:
             level.take_out_middle()
             continue
-        parent, _, child = name.rpartition(".")
-        setattr_child(made.get_submodule(parent), child, wrapper.body)
+        _replace(made, wrapper, wrapper.body)
         whole.append(f"{name}.level.")
     left = set(_layers(made))
     if whole:

@@ -63,11 +63,12 @@ class Inserted(nn.Module):
         return pytree.tree_unflatten(leaves, spec)
 
     def _level(self, x: Tensor) -> Tensor:
+        """The level's result, a copy: code that writes into it must not harm the gradient."""
         if self.layout == "first":
-            return self.level(x)
+            return self.level(x).clone()
         if self.layout == "last":
-            return self.level(x.movedim(-1, 1)).movedim(1, -1)
-        return self.level(x.mT.unflatten(2, self._sides(x.shape[1]))).flatten(2).mT
+            return self.level(x.movedim(-1, 1)).movedim(1, -1).clone()
+        return self.level(x.mT.unflatten(2, self._sides(x.shape[1]))).flatten(2).mT.clone()
 
     def _sides(self, tokens: int) -> tuple[int, ...]:
         """The grid of so many tokens: the one that was traced, or one of the same proportions."""
