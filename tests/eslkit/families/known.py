@@ -9,17 +9,9 @@ _BROKEN: dict[str, tuple[str, str]] = {
         "found halved",
         "a filter repeated for every channel in the forward pass has an axis of free size",
     ),
-    "branches": (
-        "masked preserve",
-        "the axes of a sum of weights have not one role",
-    ),
     "efficient-channels": (
         "found halved",
         "a convolution along the channels protects them",
-    ),
-    "head-dim-held": (
-        "halved undone",
-        "a size of heads that the module keeps is not brought along where heads become narrower",
     ),
     "involution": (
         "found halved undone untouched used",
@@ -29,21 +21,13 @@ _BROKEN: dict[str, tuple[str, str]] = {
         "found halved",
         "pooling along the channels protects them",
     ),
-    "low-rank": (
-        "masked preserve",
-        "the axes of a sum of weights have not one role",
-    ),
     "lstm-projected": (
         "halved masked undone untouched",
         "the size of the projection (proj_size) is not brought along",
     ),
-    "orthogonal": (
-        "identity undone",
-        "strides are not kept, and so not the last bit",
-    ),
     "product": (
-        "masked preserve",
-        "the axes of a product of weights have no roles",
+        "found",
+        "the axis of a weight in a product is said to read and make the same channels",
     ),
     "repeated": (
         "found halved",
@@ -53,21 +37,9 @@ _BROKEN: dict[str, tuple[str, str]] = {
         "found halved undone untouched used",
         "a tensor of zeros written into counts as channels of its own",
     ),
-    "spectral-norm": (
-        "found masked preserve",
-        "a norm of weights is not told, its axes have no roles",
-    ),
     "spectral-norm-old": (
         "found halved identity masked preserve undone untouched used",
         "the tensor that it leaves on the layer has another rank while copied",
-    ),
-    "tied": (
-        "preserve",
-        "an axis that reads and makes the same channels is not told",
-    ),
-    "time": (
-        "masked preserve",
-        "what the code makes alone counts as a weight, and its product has no roles",
     ),
     "wavelet": (
         "found halved",

@@ -14,6 +14,8 @@ from tests.eslkit.families.family import BATCH, CONV, DIMS, Family, Written, con
 
 __all__ = ["FAMILIES"]
 
+MADE = ("nothing with parameters produces", "picks positions by index")
+"""Why a table that the code makes, and rows picked from one, are no channels."""
 FIXED = ("size there is fixed",)
 """Why positions that stand in parameters are no channels."""
 INSTANCE: dict[int, Any] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -296,5 +298,5 @@ FAMILIES = (
     Family("positional-interpolated", interpolated, ratio=0.35, keeps=("is over positions",)),
     Family("waves", waves, (2, 1), keeps=FIXED, anywhere=False),
     Family("waves-made", waves_made, DIMS),
-    Family("time", Timed, DIMS, mixes=True, keeps=("picks positions by index",)),
+    Family("time", Timed, DIMS, 0.35, mixes=True, keeps=MADE),
 )

@@ -377,7 +377,7 @@ FAMILIES = (
     Family("low-rank", low_rank, DIMS, 0.4),
     Family("used-again", used_again, DIMS),
     Family("siamese", siamese, DIMS),
-    Family("tied", tied, DIMS),
+    Family("tied", tied, DIMS, mixes=True),
     Family("tied-layers", tied_layers, DIMS),
     Family("checkpointed", checkpointed, DIMS),
     Family("sampled", sampled, DIMS),
