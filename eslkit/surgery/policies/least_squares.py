@@ -140,7 +140,7 @@ class LeastSquares:
                 uses.append(use)
                 missing.append(want - have)
                 size += _dot([want], [want])
-        exactly = 100 * torch.finfo(missing[0].dtype).eps
+        exactly = 100 * torch.finfo(torch.promote_types(missing[0].dtype, torch.float32)).eps
         if _dot(missing, missing) <= exactly**2 * size:
             return None  # nothing is missing but rounding
         shared = uses[0].bias if len({use.bias for use in uses}) == 1 else None
