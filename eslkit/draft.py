@@ -7,7 +7,7 @@ been applied once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,12 +19,21 @@ from eslkit.graph.channels import ChannelGraph
 from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, trace_fully
 from eslkit.memory import training_bytes
-from eslkit.moves import count_layers, table_widths
+from eslkit.moves import Move, count_layers, table_widths
 from eslkit.picture import picture_of
-from eslkit.plan import LayerInfo, Plan, Source, Step, fingerprint
+from eslkit.plan import (
+    LayerInfo,
+    Plan,
+    Source,
+    Step,
+    check_same_form,
+    class_path,
+    fingerprint,
+)
 from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
 from eslkit.surgery.inherit import named_tensors
 from eslkit.surgery.integers import apply_edits
+from eslkit.surgery.layers import layers_towards, remove_layers
 from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy, planned, policy_of
 from eslkit.surgery.resize import (
@@ -36,7 +45,7 @@ from eslkit.surgery.resize import (
 )
 from eslkit.surgery.widths import scaled_widths, widths_towards
 
-__all__ = ["Draft", "Move", "Planned", "policy_name"]
+__all__ = ["Draft", "Planned", "policy_name"]
 
 
 @dataclass(frozen=True)
@@ -48,21 +57,6 @@ class Planned:
     """Step number -> the resize of that step, proved."""
     inputs: Any
     """The example inputs, inferred where none were given."""
-
-
-@dataclass(frozen=True)
-class Move:
-    """What one shrinking step changes."""
-
-    widths: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Group -> width after the step."""
-    parts: int = 0
-    """Parts of the inserted levels that the step takes out."""
-    refused: Literal["raise", "wait", "skip"] = "raise"
-    """What to do where the network cannot be resized so: say it, try again together with the next
-    step, or go on without."""
-    told: str = ""
-    """What the user called it, for errors."""
 
 
 class Draft:
@@ -96,6 +90,8 @@ class Draft:
         """Widths that could not be reached alone, and are tried with the next step."""
         self._refused: ResizeError | None = None
         self._parts_out = 0
+        self.surplus: tuple[str, ...] = ()
+        """Layers that the large model has and the small one has not, in the order of leaving."""
         self._counted: dict[str, dict[str, int | None]] = {}
         self._own: Traced | None = None
         """The trace of the small model, where the walk begins from it."""
@@ -112,6 +108,12 @@ class Draft:
     @property
     def targets(self) -> dict[str, int]:
         """Group -> the width to come back to, of the groups that have another one now."""
+        if self.surplus:
+            raise PlanError(
+                f"{type(self.network).__name__} has layers that the small model has not, such as "
+                f"{self.surplus[0]}: which widths to come back to is known when they are out. Put "
+                "'layers' or 'fine layers' before the channels."
+            )
         return widths_towards(self.graph, named_tensors(self._goal), named_tensors(self.network))
 
     @property
@@ -130,11 +132,14 @@ class Draft:
         goal = self._deepened(self.num_levels, "random")
         for _ in range(flatten_parts(goal) - parts):
             goal, _ = flatten_step(goal)
-        _check_same_form(self.network, goal)
+        if not parts and goal.state_dict().keys() != self.network.state_dict().keys():
+            self.surplus = layers_towards(self.network, goal, example_inputs=self.inputs)
+        else:
+            check_same_form(self.network, goal)
         self._goal = goal
         self._source = Source.model_validate(
             {
-                "model": _class_path(self.network),
+                "model": class_path(self.network),
                 "fingerprint": fingerprint(self.network),
                 "picture": self._picture,
                 **self._figures(self.network),
@@ -205,18 +210,19 @@ class Draft:
         now = self.graph.widths
         asked = {**self._waiting, **move.widths}
         widths = {name: new for name, new in asked.items() if new != now.get(name)}
-        if not widths and not move.parts:
+        removes = bool(move.parts or move.layers)
+        if not widths and not removes:
             if move.told:
                 raise PlanError(
                     f"The step {move.told!r} changes nothing: what it names is as wide as it is to "
                     "be by then. Leave it out, or name it earlier."
                 )
             return
-        if self._waiting and self._refused and move.parts and not move.widths:
+        if self._waiting and self._refused and removes and not move.widths:
             raise self._refused
         seed = self._next_seed()
         try:
-            self._take(widths, move.parts, seed)
+            self._take(widths, move, seed)
         except ResizeError as error:
             if move.refused == "raise":
                 raise
@@ -225,20 +231,20 @@ class Draft:
             return
         self._waiting = {}
 
-    def _take(self, widths: Mapping[str, int], parts: int, seed: int) -> None:
+    def _take(self, widths: Mapping[str, int], move: Move, seed: int) -> None:
         groups = [self.graph.group(name) for name in widths]
         prepared = prepare_resize(self.network, self._traced, widths) if widths else None
         if prepared is not None:
             self._build(self.network, prepared, self._init, seed)
-        removed: list[str] = []
-        for _ in range(parts):
+        removed = self._without(move.layers)
+        for _ in range(move.parts):
             self.network, gone = flatten_step(self.network)
             removed.extend(gone)
             self._goal, _ = flatten_step(self._goal)
-        if parts:
+        if removed:
             self._traced = self._trace(self.network)
-        self._parts_out += parts
-        phase = "both" if widths and parts else "layers" if parts else "channels"
+        self._parts_out += move.parts
+        phase = "both" if widths and removed else "layers" if removed else "channels"
         short = {"both": "SL", "layers": "LSL", "channels": "CSL"}[phase]
         self._add(
             f"{short}{1 + sum(step.phase == phase for step in self._steps)}",
@@ -246,10 +252,25 @@ class Draft:
             prepared,
             seed=seed,
             init=policy_name(self._init),
-            flatten=self._parts_out if parts else 0,
+            flatten=self._parts_out if move.parts else 0,
+            taken_out=move.layers,
             removed=tuple(removed),
             layers=count_layers(groups) + len(removed),
         )
+
+    def _without(self, layers: Sequence[str]) -> list[str]:
+        """Take layers of the large model out; gives the layers with weights among them."""
+        if not layers:
+            return []
+        gone = [name for layer in layers for name in self.layers_in(layer)]
+        self.network = remove_layers(self.network, layers, example_inputs=self.inputs)
+        self.surplus = tuple(name for name in self.surplus if name not in layers)
+        return gone
+
+    def layers_in(self, name: str) -> list[str]:
+        """The layers with weights in a module, itself among them."""
+        inside = self.network.get_submodule(name).named_parameters(prefix=name)
+        return list(dict.fromkeys(key.rpartition(".")[0] for key, p in inside if p.dim() > 1))
 
     def finish(self, *, whole: bool) -> None:
         """Check that the steps lead to where they should.
@@ -260,6 +281,11 @@ class Draft:
         """
         if self._waiting and self._refused is not None:
             raise self._refused
+        if self.surplus:
+            raise PlanError(
+                f"The steps do not lead to {type(self.model).__name__}: {', '.join(self.surplus)} "
+                "are left at the end. Add 'layers', or 'fine layers' for two layers a step."
+            )
         left = [f"{n} ({self.graph.widths[n]}, not {w})" for n, w in self.targets.items()]
         if left:
             more = f" and {len(left) - 4} more" if len(left) > 4 else ""
@@ -274,7 +300,7 @@ class Draft:
                 "left at the end. Add 'layers', or 'fine layers' for two layers a step."
             )
         if whole:
-            _check_same_form(self.network, self.model, shapes=True)
+            check_same_form(self.network, self.model, shapes=True)
         if not self._steps:
             raise PlanError(
                 f"There is nothing to do: {type(self.network).__name__} is as small as the model "
@@ -289,7 +315,7 @@ class Draft:
         leaves = [*self._traced.inputs, *self._traced.keywords.values()]
         base = {f"base_{name}": value for name, value in self._figures(self.model).items()}
         fields = {
-            "model": _class_path(self.model),
+            "model": class_path(self.model),
             "source": self._source,
             "width": dict(width) if isinstance(width, Mapping) else width,
             "depth": depth,
@@ -373,26 +399,3 @@ def policy_name(init: str | Policy) -> str:
     """What a plan calls a policy."""
     policy_of(init)
     return init if isinstance(init, str) else getattr(init, "__name__", "custom")
-
-
-def _class_path(model: nn.Module) -> str:
-    return f"{type(model).__module__}.{type(model).__qualname__}"
-
-
-def _check_same_form(network: nn.Module, other: nn.Module, *, shapes: bool = False) -> None:
-    """Raise unless the state_dicts have the same keys, and with `shapes` the same shapes."""
-    here, there = network.state_dict(), other.state_dict()
-    odd = sorted(here.keys() ^ there.keys())
-    if odd:
-        side = "large" if odd[0] in here else "small"
-        raise PlanError(
-            f"The large and the small model are not of one form: {odd[0]} is only in the {side} "
-            "one. Widths may differ, and levels that eslkit inserted; layers must be the same."
-        )
-    for key in here if shapes else ():
-        if here[key].shape != there[key].shape:
-            raise PlanError(
-                f"The steps end with {key} of shape {tuple(here[key].shape)}, the small model has "
-                f"{tuple(there[key].shape)}: a group that cannot be resized differs. "
-                "print(eslkit.trace(large)) tells why it is protected."
-            )

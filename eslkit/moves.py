@@ -8,18 +8,46 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from eslkit.errors import InputError
 from eslkit.graph.channels import ChannelGraph, ChannelGroup
 from eslkit.surgery.widths import fitting_widths
 
-__all__ = ["StepList", "count_layers", "find_groups", "portions", "reached", "table_widths"]
+__all__ = [
+    "Move",
+    "StepEntry",
+    "StepList",
+    "count_layers",
+    "find_groups",
+    "portions",
+    "reached",
+    "table_widths",
+]
 
 StepEntry = str | Sequence[str] | Mapping[str, int | float]
 StepList = Sequence[StepEntry]
 """The user's own steps: each a name, several names, or a table of widths."""
 
 _LEVEL = re.compile(r"level (\d+)")
+
+
+@dataclass(frozen=True)
+class Move:
+    """What one shrinking step changes."""
+
+    widths: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Group -> width after the step."""
+    parts: int = 0
+    """Parts of the inserted levels that the step takes out."""
+    layers: tuple[str, ...] = ()
+    """Layers of the large model itself that the step takes out."""
+    refused: Literal["raise", "wait", "skip"] = "raise"
+    """What to do where the network cannot be resized so: say it, try again together with the next
+    step, or go on without."""
+    told: str = ""
+    """What the user called it, for errors."""
 
 
 def count_layers(groups: Iterable[ChannelGroup]) -> int:

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from eslkit.errors import PlanError
 
-__all__ = ["PLAN_VERSION", "LayerInfo", "Plan", "Source", "Step", "fingerprint"]
+__all__ = [
+    "PLAN_VERSION",
+    "LayerInfo",
+    "Plan",
+    "Source",
+    "Step",
+    "check_same_form",
+    "class_path",
+    "fingerprint",
+]
 
 PLAN_VERSION = 1
 """The version of the plan's form that this release reads and writes."""
@@ -71,7 +80,9 @@ class Step(_Frozen):
     widths: dict[str, int] = {}
     """Channel group -> width after this step; only the groups that the step changes."""
     removed: tuple[str, ...] = ()
-    """Layers that the step takes out, named as in the deepened network."""
+    """Layers that the step takes out, named as in the network that has them."""
+    taken_out: tuple[str, ...] = ()
+    """Layers of the user's own large model among them, by their names in the network before."""
     flatten: int = Field(default=0, ge=0)
     """Which part of taking the inserted level out this is, from 1; 0 for none."""
     layers: int = Field(default=0, ge=0)
@@ -272,3 +283,36 @@ def fingerprint(model: nn.Module) -> str:
         else:
             lines.append(f"{key} {type(value).__name__}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def class_path(model: nn.Module) -> str:
+    """`package.module.Class` of a model."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def check_same_form(network: nn.Module, other: nn.Module, *, shapes: bool = False) -> None:
+    """Raise unless the state_dicts have the same keys, and with `shapes` the same shapes.
+
+    Args:
+        network: the large model, or what became of it.
+        other: the small model.
+        shapes: whether the shapes must be the same, too.
+
+    Raises:
+        PlanError: they differ; the message names the first difference.
+    """
+    here, there = network.state_dict(), other.state_dict()
+    odd = sorted(here.keys() ^ there.keys())
+    if odd:
+        side = "large" if odd[0] in here else "small"
+        raise PlanError(
+            f"The large and the small model are not of one form: {odd[0]} is only in the {side} "
+            "one. Widths may differ, and levels that eslkit inserted; layers must be the same."
+        )
+    for key in here if shapes else ():
+        if here[key].shape != there[key].shape:
+            raise PlanError(
+                f"The steps end with {key} of shape {tuple(here[key].shape)}, the small model has "
+                f"{tuple(there[key].shape)}: a group that cannot be resized differs. "
+                "print(eslkit.trace(large)) tells why it is protected."
+            )

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from eslkit.draft import Draft, Move, Planned
+from eslkit.draft import Draft, Planned
 from eslkit.errors import InputError, PlanError
-from eslkit.moves import StepEntry, StepList, find_groups, portions, reached, table_widths
+from eslkit.moves import Move, StepEntry, StepList, find_groups, portions, reached, table_widths
 from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy, policy_of
 
@@ -154,20 +154,27 @@ def _draft(start: nn.Module, model: nn.Module, chosen: Choices) -> Draft:
 def _carried_out(
     draft: Draft, chosen: Choices, *, width: float | Mapping[str, float], depth: int
 ) -> Planned:
-    for entry in _entries(chosen.granularity):
+    for entry in _entries(chosen.granularity, layers_first=bool(draft.surplus)):
         for move in _moves(draft, entry, chosen):
             draft.shrink(move)
     draft.finish(whole=chosen.whole)
     return draft.planned(width=width, depth=depth, granularity=chosen.told)
 
 
-def _entries(granularity: Granularity) -> Iterator[StepEntry]:
-    """The entries of a list of steps; words for several of them are taken apart."""
+def _entries(granularity: Granularity, *, layers_first: bool) -> Iterator[StepEntry]:
+    """The entries of a list of steps; words for several of them are taken apart.
+
+    A large model's surplus layers go first: the others are compared with the small model's.
+    """
     if isinstance(granularity, int):
-        yield from (f"{granularity} channels", f"{granularity} layers")
+        entries = (f"{granularity} channels", f"{granularity} layers")
+        yield from reversed(entries) if layers_first else entries
         return
     for entry in [granularity] if isinstance(granularity, str) else granularity:
-        yield from _WORDS.get(entry, (entry,)) if isinstance(entry, str) else (entry,)
+        words: tuple[StepEntry, ...] = (entry,)
+        if isinstance(entry, str):
+            words = _WORDS.get(entry, (entry,))
+        yield from reversed(words) if layers_first else words
 
 
 def _moves(draft: Draft, entry: StepEntry, chosen: Choices) -> Iterator[Move]:
@@ -202,7 +209,16 @@ def _channel_moves(
 
 
 def _layer_moves(draft: Draft, room: int | None, *, whole: bool) -> Iterator[Move]:
-    """The inserted levels, two layers at a time or all at once."""
+    """Surplus layers and inserted levels, two layers at a time or all at once."""
+    taken: list[str] = []
+    for name in draft.surplus:
+        count = sum(len(draft.layers_in(each)) for each in (*taken, name))
+        if taken and not whole and count > (room or 2):
+            yield Move(layers=tuple(taken))
+            taken = []
+        taken.append(name)
+    if taken:
+        yield Move(layers=tuple(taken))
     left = draft.parts_left
     each = left if whole else max(1, (room or 2) // 2)
     for done in range(0, left, max(1, each)):

@@ -13,6 +13,7 @@ from eslkit.graph.trace import trace_fully
 from eslkit.plan import Plan, Step
 from eslkit.surgery.api import expand
 from eslkit.surgery.depth import deepen, flatten_parts, flatten_step
+from eslkit.surgery.layers import remove_layers
 from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy
 from eslkit.surgery.resize import Prepared, build_resized, prepare_resize
@@ -75,6 +76,8 @@ def apply_step(
                 traced = trace_fully(made, example_inputs=example_inputs, protect=plan.protect)
                 prepared = prepare_resize(made, traced, step.widths)
             made = build_resized(made, prepared, init=init)
+        if step.taken_out:
+            made = remove_layers(made, step.taken_out, example_inputs=example_inputs)
         if step.flatten:
             made = flattened(made, step, plan)
         return made

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import eslkit
-from eslkit.errors import InputError, PlanError, ResizeError
+from eslkit.errors import DepthError, InputError, PlanError, ResizeError
 from eslkit.moves import portions, reached
 from eslkit.plan import Plan, fingerprint
 from eslkit.schedule import Schedule, schedule, schedule_from
@@ -288,14 +288,14 @@ def test_a_large_model_with_inserted_levels_loses_them(steps: int) -> None:
 class Deeper(UNet):
     def __init__(self) -> None:
         super().__init__()
-        self.extra = nn.Conv2d(1, 1, 1)
+        self.extra = nn.Conv2d(1, 1, 1, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.extra(super().forward(x))
 
 
 def test_two_models_of_other_forms_are_refused() -> None:
-    with pytest.raises(PlanError, match=r"not of one form: extra.bias is only in the large one"):
+    with pytest.raises(DepthError, match=r"does not become the target .*: extra"):
         schedule_from(Deeper(), target=UNet(), example_inputs=X)
     kernel = UNet()
     kernel.enter = nn.Conv2d(1, 4, 5, padding=2)
@@ -305,6 +305,51 @@ def test_two_models_of_other_forms_are_refused() -> None:
         schedule_from(kernel, target=UNet(), example_inputs=X)
     with pytest.raises(InputError, match=r"The model is a str, expected a torch.nn.Module"):
         schedule_from(UNet(), target="small")  # type: ignore[arg-type]
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(width, width, 3, padding=1)
+        self.two = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.two(torch.relu(self.one(x)))
+
+
+class Blocks(nn.Module):
+    """An encoder-decoder with so many residual blocks at its bottleneck."""
+
+    def __init__(self, count: int, width: int = 4) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(1, width, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(*(Residual(width) for _ in range(count)))
+        self.leave = nn.ConvTranspose2d(width, 1, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(torch.relu(self.blocks(torch.relu(self.enter(x)))))
+
+
+def test_a_large_model_with_more_layers_loses_them_step_by_step(tmp_path: Any) -> None:
+    """The paper's INIT2: what stays keeps its weights."""
+    large, small = Blocks(4, width=8), Blocks(2, width=4)
+    made = schedule_from(large, target=small, example_inputs=X)
+    assert [step.phase for step in made.steps] == ["layers", "layers", "channels"]
+    assert [step.taken_out for step in made.steps] == [("blocks.3",), ("blocks.2",), ()]
+    assert made.steps[0].removed == ("blocks.3.one", "blocks.3.two")
+    result = made.run(nothing)
+    assert fingerprint(result.model) == fingerprint(small)
+    kept = large.get_parameter("blocks.1.one.weight")[:4, :4]
+    assert torch.equal(result.model.get_parameter("blocks.1.one.weight"), kept)
+    once = schedule_from(large, target=small, granularity="one-shot", example_inputs=X)
+    assert [step.taken_out for step in once.steps] == [("blocks.3", "blocks.2"), ()]
+    plan = Plan.from_json(made.plan.to_json())
+    whole = made.run(loop, out=tmp_path)
+    again = Schedule(small, plan, X, source=large).run(loop)
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key])
+    with pytest.raises(PlanError, match=r"has layers that the small model has not, such as blocks"):
+        schedule_from(large, target=small, granularity=["channels"], example_inputs=X)
 
 
 def test_what_is_as_small_already_is_told() -> None:
