@@ -1,7 +1,5 @@
-"""A walk in the making: the network reached so far, and the steps that led there.
-
-A planner says what each step changes; the draft takes the step, so that every step of a plan has
-been applied once.
+"""A walk in the making. A planner says what each step changes, the draft takes the step: so every
+step of a plan has been applied once.
 """
 
 from __future__ import annotations

@@ -308,8 +308,9 @@ def schedule_from(
 
     Args:
         source: the large model with the weights to begin from; it is copied and never touched.
-        target: the small model, for its architecture; its weights do not count. The two have the
-            same layers with other widths; `source` may have levels that eslkit inserted.
+        target: the small model, for its architecture; its weights do not count. Widths may
+            differ; `source` may have levels that eslkit inserted, and more layers that keep their
+            shape (residual blocks, repeated convolutions). Those leave before the channels do.
         init: as for `schedule`, and so are all other arguments; a budget is counted in iterations
             of `target`.
         granularity: as for `schedule`.

@@ -81,7 +81,7 @@ def test_another_version_is_refused() -> None:
 def test_unknown_and_wrong_fields_are_named() -> None:
     with pytest.raises(PlanError, match="widht: Extra inputs"):
         Plan.from_json(changed(widht=2))
-    with pytest.raises(PlanError, match="width: .*must be greater than 0"):
+    with pytest.raises(PlanError, match=r"width: .*must be greater than 0"):
         Plan.from_yaml(yaml.safe_dump(json.loads(changed(width=-1))))
 
 
