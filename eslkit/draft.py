@@ -1,6 +1,4 @@
-"""A walk in the making. A planner says what each step changes, the draft takes the step: so every
-step of a plan has been applied once.
-"""
+"""A walk in the making: a planner says what each step changes, the draft takes the step."""
 
 from __future__ import annotations
 
