@@ -49,7 +49,7 @@ class StepContext:
         return self.step.name
 
     @property
-    def phase(self) -> Literal["expand", "channels", "layers"]:
+    def phase(self) -> Literal["expand", "channels", "layers", "both"]:
         """The phase that the step belongs to."""
         return self.step.phase
 
