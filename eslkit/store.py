@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import safetensors
 import safetensors.torch
@@ -385,7 +385,9 @@ class RunStore:
 
 def _essence(plan: Plan) -> dict[str, object]:
     """What a plan means, without what is only told about it."""
-    ignored = {"steps": {"__all__": {"picture", "macs"}}, "base_macs": True}
+    told = {"picture", "macs", "peak_activation_bytes", "training_bytes"}
+    base = {f"base_{name}": True for name in told}
+    ignored: Any = {"steps": {"__all__": told}, "source": told, "picture": True, **base}
     return cast(dict[str, object], plan.model_dump(mode="json", exclude=ignored))
 
 

@@ -129,8 +129,10 @@ def test_another_plan_or_model_is_refused(folder: Path) -> None:
 
 def test_a_plan_that_is_only_drawn_otherwise_is_the_same(folder: Path) -> None:
     plan = small_plan()
-    steps = tuple(step.model_copy(update={"picture": ()}) for step in plan.steps)
-    assert run(folder, plan=plan.model_copy(update={"steps": steps})).fitted == []
+    told = {"picture": (), "training_bytes": 5, "peak_activation_bytes": 6}
+    steps = tuple(step.model_copy(update=told) for step in plan.steps)
+    other = plan.model_copy(update={"steps": steps, "base_training_bytes": 7})
+    assert run(folder, plan=other).fitted == []
 
 
 def test_rewind_moves_steps_aside_and_they_are_trained_again(folder: Path) -> None:
