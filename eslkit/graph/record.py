@@ -264,17 +264,18 @@ def _is_view(func: Any) -> bool:
 def _put_back(view: _View, below: fx.Node, node: fx.Node, base: Tensor) -> tuple[Any, list[Any]]:
     """The operation that puts a new value of a view into what it is a view of."""
     name = view.func.overloadpacket.__name__
-    args = view.args
+    args: list[Any] = list(view.args)
+    item = view.item or 0
     if name == "slice":
         return aten.slice_scatter.default, [below, node, *args]
     if name == "select":
         return aten.select_scatter.default, [below, node, *args]
     if name == "unbind":
-        return aten.select_scatter.default, [below, node, *(args or (0,)), view.item]
+        return aten.select_scatter.default, [below, node, *(args or [0]), item]
     if name in ("split", "split_with_sizes"):
         axis = args[1] if len(args) > 1 else 0
         sizes = args[0]
-        start = sizes * view.item if isinstance(sizes, int) else sum(sizes[: view.item])
+        start = sizes * item if isinstance(sizes, int) else sum(sizes[:item])
         length = node.meta["val"].shape[axis]
         return aten.slice_scatter.default, [below, node, axis, start, start + length]
     if name == "transpose":

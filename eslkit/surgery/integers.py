@@ -113,7 +113,8 @@ def _norm_groups(old: nn.GroupNorm, channels: int) -> int:
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...]:
     """Shape of the weight, also where a parametrization computes it."""
-    return _shape(module, "weight_v") or _shape(module, "weight")
+    direction = _shape(module, "weight_v") if _shape(module, "weight_g") else ()
+    return direction or _shape(module, "weight_orig") or _shape(module, "weight")
 
 
 def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
