@@ -85,8 +85,9 @@ def _set_roles(
     consumed, produced = (k_a, rows) if left else (k_b, columns)
     for part in consumed:
         atoms.set_role(flat(part), "consumer")
-    for part in produced:
-        atoms.set_role(flat(part), "producer")
+    if not (a.raw and b.raw):
+        for part in produced:
+            atoms.set_role(flat(part), "producer")
 
 
 def matrix(atoms: Atoms, op: Op) -> list[Value]:

@@ -84,6 +84,8 @@ class Exported:
     """Node -> qualified name of the innermost module whose call made it."""
     buffers: frozenset[str]
     runner: Runner
+    dead: frozenset[fx.Node]
+    """Operations whose results nothing uses, not even as the result of a module."""
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of the tensor that `node` stands for."""
@@ -250,16 +252,27 @@ def run(
             handle.remove()
     outputs = tuple(recorder.node_of(tensor) for tensor in results)
     recorder.graph.output(outputs)
+    calls = tuple(_calls(recorder))
     return Exported(
         graph=recorder.graph,
         parameters=parameters,
         inputs=placed,
         outputs=outputs,
-        calls=tuple(_calls(recorder)),
+        calls=calls,
         owners=recorder.owners,
         buffers=frozenset(dict(bare.named_buffers())),
         runner=world.runner,
+        dead=_dead(recorder.graph, calls),
     )
+
+
+def _dead(graph: fx.Graph, calls: Sequence[Call]) -> frozenset[fx.Node]:
+    kept = {node for call in calls for node in (*call.inputs, *call.outputs)}
+    dead: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and node not in kept and all(u in dead for u in node.users):
+            dead.add(node)
+    return frozenset(dead)
 
 
 def _calls(recorder: Recorder) -> Iterator[Call]:

@@ -72,7 +72,7 @@ def run_on_labels(exported: Exported) -> Labels:
     for node in exported.graph.nodes:
         if node.op == "get_attr":
             values[node] = Value(_shapes(node)[0], weight=True, constant=True)
-        elif node.op == "call_function":
+        elif node.op == "call_function" and node not in exported.dead:
             values[node] = _call(atoms, node, values, exported)
     for node in exported.outputs:
         for value in _values(values[node]):

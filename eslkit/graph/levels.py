@@ -45,6 +45,8 @@ class Resolution:
     def _positions(self, node: fx.Node) -> tuple[int, int] | None:
         if node.op != "call_function" or not hasattr(node.target, "overloadpacket"):
             return None
+        if node in self._exported.dead:
+            return None
         name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
         if name == "convolution":

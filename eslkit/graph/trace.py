@@ -28,7 +28,7 @@ from eslkit.graph.levels import Resolution, group_levels, resolution_of
 from eslkit.graph.scaling import Divided, divide
 from eslkit.graph.skips import find_skips
 
-__all__ = ["Traced", "example_arguments", "trace_fully"]
+__all__ = ["Traced", "check_model", "example_arguments", "trace_fully"]
 
 _SIZES = (64, 32, 128, 96, 224, 256)
 _NOT_CHANNELS = ("positions of a kernel", "an axis of size 1")
@@ -61,6 +61,7 @@ def trace_fully(
         TraceError: the model did not run on the inputs, or no inputs could be inferred.
         InputError: a pattern of `protect` matches nothing.
     """
+    check_model(model)
     exported, inputs, keywords = _export_with(model, example_inputs)
     labels = run_on_labels(exported)
     groups = _protect(labels, protect)
@@ -72,6 +73,20 @@ def trace_fully(
         _protect_groups(labels, graph, groups)
         graph = _build(name, exported, labels, group_atoms(labels), resolution, divided)
     return Traced(graph, exported, labels, resolution, divided, inputs, keywords)
+
+
+def check_model(model: object) -> None:
+    """Raise unless it is a module.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(model, nn.Module):
+        shown = repr(model)
+        raise InputError(
+            f"expected a torch.nn.Module, got a {type(model).__name__}: "
+            f"{shown if len(shown) < 60 else shown[:57] + '...'}; build the model first"
+        )
 
 
 def example_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -137,6 +152,8 @@ def _protect(labels: Labels, patterns: Sequence[str]) -> list[str]:
         raise InputError(f"protect={patterns!r} is a string; pass a sequence: ({patterns!r},)")
     left: list[str] = []
     for pattern in patterns:
+        if not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"protect: {pattern!r} is no string; pass names or patterns of layers")
         hit = False
         for axis in labels.axes:
             layer = axis.name.rpartition(".")[0]

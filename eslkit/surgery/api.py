@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import nn
 
 from eslkit.errors import InputError, ResizeError
 from eslkit.graph.channels import ChannelGraph
-from eslkit.graph.trace import trace_fully
+from eslkit.graph.trace import check_model, trace_fully
 from eslkit.surgery.depth import clone, deepen, flatten_step, inserted_at, inserted_levels
+from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy
 from eslkit.surgery.resize import prepare_possible, scale
 from eslkit.surgery.widths import scaled_widths
@@ -66,6 +68,8 @@ def expand(
     example_inputs: Any = None,
     protect: Sequence[str] = (),
     divisor: int = 1,
+    at: str | Sequence[str] | None = None,
+    level: LevelBuilder | None = None,
 ) -> nn.Module:
     """A larger model of the same class (the paper's expand phase).
 
@@ -78,13 +82,15 @@ def expand(
         example_inputs: as for `trace`.
         protect: as for `trace`.
         divisor: every resized axis gets a multiple of so many channels (8 suits many devices).
+        at: where the level goes, one of `places_for_levels`; left out, into the bottleneck.
+        level: what builds the level, in place of one made after the model's own innermost.
 
     Returns:
         The larger model. Groups that the model's own code refuses to resize keep their width,
         with a `ResizeWarning` that gives the reason.
 
     Raises:
-        InputError: a width below 1 or a negative depth.
+        InputError: no model, a width below 1, a negative depth, or no such place.
         DepthError: a level cannot be inserted.
         TraceError: the model did not run on the example inputs.
 
@@ -95,10 +101,14 @@ def expand(
         >>> eslkit.expand(model, width=2)[0]
         Conv2d(3, 16, kernel_size=(3, 3), stride=(1, 1))
     """
+    check_model(model)
+    _check_numbers("expand", width, depth)
     if width < 1:
         raise InputError(f"expand: width={width} is below 1; use shrink to make a model smaller")
     name = init if isinstance(init, str) else "random"
-    deeper = deepen(model, levels=depth, init=name, example_inputs=example_inputs)
+    deeper = deepen(
+        model, levels=depth, init=name, at=at, level=level, example_inputs=example_inputs
+    )
     if width == 1 and init != "random":
         return deeper
     return scale(
@@ -136,9 +146,11 @@ def shrink(
         The smaller model; what could not be narrowed is named by a `ResizeWarning`.
 
     Raises:
-        InputError: a width above 1, or a positive depth.
+        InputError: no model, a width above 1, or a positive depth.
         DepthError: fewer inserted levels than asked for.
     """
+    check_model(model)
+    _check_numbers("shrink", width, depth)
     if not 0 < width <= 1:
         raise InputError(f"shrink: width={width} must lie in (0, 1]; use expand to enlarge")
     if depth > 0:
@@ -155,8 +167,15 @@ def shrink(
         )
     for _ in range(-depth):
         made, _ = flatten_step(made)
-        if inserted_levels(made) and any(
-            inserted_at(made, name).level.flattened for name in inserted_levels(made)
-        ):
+        levels = [inserted_at(made, name).level for name in inserted_levels(made)]
+        if any(getattr(level, "flattened", False) for level in levels):
             made, _ = flatten_step(made)
     return clone(made) if made is model else made
+
+
+def _check_numbers(call: str, width: object, depth: object) -> None:
+    number = isinstance(width, (int, float)) and not isinstance(width, bool)
+    if not number or not math.isfinite(width):  # type: ignore[arg-type]
+        raise InputError(f"{call}: width={width!r} must be a finite number, such as 2 or 0.5")
+    if not isinstance(depth, int) or isinstance(depth, bool):
+        raise InputError(f"{call}: depth={depth!r} must be a whole number of levels")

@@ -42,6 +42,8 @@ class Numbers:
     """Atom -> by what its position on a divided axis must be multiplied to keep the function."""
     groups: Mapping[str, tuple[str, ...]]
     """Group name -> the operations whose number depends on its width."""
+    open: Mapping[str, tuple[str, ...]]
+    """The same for those of them that no product of activations makes up for."""
 
 
 def numbers_of(traced: Traced, changed: Mapping[fx.Node, float]) -> Numbers:
@@ -54,6 +56,7 @@ def numbers_of(traced: Traced, changed: Mapping[fx.Node, float]) -> Numbers:
     atoms = traced.labels.atoms
     factors: dict[int, float] = {}
     touched: dict[str, dict[str, None]] = {}
+    left: dict[str, dict[str, None]] = {}
     owner = {
         int(root): group.name
         for group in traced.graph.resizable
@@ -69,7 +72,13 @@ def numbers_of(traced: Traced, changed: Mapping[fx.Node, float]) -> Numbers:
         for root in set(atoms.find(np.array(labels, np.int64)).tolist()) & owner.keys():
             note = f"a number that depends on the width, {where}"
             touched.setdefault(owner[root], {})[note] = None
-    return Numbers(factors, {name: tuple(notes) for name, notes in touched.items()})
+            if not mine.size:
+                left.setdefault(owner[root], {})[note] = None
+    return Numbers(
+        factors,
+        {name: tuple(notes) for name, notes in touched.items()},
+        {name: tuple(notes) for name, notes in left.items()},
+    )
 
 
 def _members(traced: Traced, name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

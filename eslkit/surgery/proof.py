@@ -117,7 +117,7 @@ class _Expected:
         for node, value in sizes.traced.labels.values.items():
             shapes[node] = sizes.tensor(value) if isinstance(value, Value) else None
         self.operations = [
-            (node, shapes[node] if _labelled(self.traced, node) else None)
+            (node, shapes.get(node) if _labelled(self.traced, node) else None)
             for node in exported.graph.nodes
             if _is_operation(node)
         ]

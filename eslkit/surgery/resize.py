@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from eslkit.errors import ResizeError
 from eslkit.graph.channels import ChannelGraph
 from eslkit.graph.skeleton import skeleton
-from eslkit.graph.trace import Traced, trace_fully
+from eslkit.graph.trace import Traced, check_model, trace_fully
 from eslkit.graph.values import Value, flat
 from eslkit.surgery.inherit import (
     axis_maps,
@@ -26,7 +26,7 @@ from eslkit.surgery.inherit import (
 )
 from eslkit.surgery.integers import Edit, apply_edits
 from eslkit.surgery.numbers import Numbers, numbers_of
-from eslkit.surgery.policies import Policy, policy_of
+from eslkit.surgery.policies import Policy, policy_of, preserve, split
 from eslkit.surgery.policies import random as random_policy
 from eslkit.surgery.proof import Failure, Proof, prove
 from eslkit.surgery.sizes import Sizes
@@ -49,7 +49,7 @@ _ROUNDS = 12
 
 
 class ResizeWarning(UserWarning):
-    """Some channel groups kept their width because the model's own code refused another."""
+    """Not all that was asked for could be: groups kept their width, or the output is not kept."""
 
 
 def resize(
@@ -235,6 +235,25 @@ def _blamed(traced: Traced, sizes: Sizes, failure: Failure) -> set[str]:
     return found
 
 
+def _warn_not_kept(prepared: Prepared) -> None:
+    """Say which groups do not let the function be kept."""
+    reasons: dict[str, str] = {}
+    for change in prepared.sizes.changes:
+        group = change.group
+        uneven = group.mixed if change.new % group.width else ()
+        open_ = prepared.numbers.open.get(group.name, ())
+        for reason in (*group.counting, *uneven, *open_):
+            reasons.setdefault(group.name, reason)
+    if reasons:
+        lines = "; ".join(f"{name} (mixed by {why})" for name, why in list(reasons.items())[:5])
+        warnings.warn(
+            f"the output is not kept exactly: copies of channels change what mixes them in "
+            f"{len(reasons)} groups: {lines}",
+            ResizeWarning,
+            stacklevel=4,
+        )
+
+
 def empty_like(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An empty tensor of another shape whose axes lie in memory in the same order."""
     order = sorted(range(tensor.dim()), key=lambda axis: (tensor.stride(axis), -axis))
@@ -254,6 +273,8 @@ def build_resized(model: nn.Module, prepared: Prepared, *, init: str | Policy) -
         init: as for `resize`.
     """
     policy = bound(policy_of(init), model)
+    if policy in (preserve, split):
+        _warn_not_kept(prepared)
     sizes, before = prepared.sizes, named_tensors(model)
     names = {id(tensor): name for name, tensor in before.items()}
 
@@ -301,6 +322,7 @@ def inherit(
     Raises:
         ResizeError: the two are not of one form; the message names the first difference.
     """
+    check_model(target)
     traced = trace_fully(source, example_inputs=example_inputs)
     want, have = named_tensors(target), named_tensors(source)
     widths = widths_towards(traced.graph, want, have)
