@@ -75,3 +75,68 @@ def networks() -> Iterator[Stranger]:
         ),
         (noise(1, 4, 16, 16), t, torch.tensor([1])),
     )
+    yield (
+        "diffusers/unet3d-cond",
+        lambda: diffusers.UNet3DConditionModel(
+            sample_size=16,
+            cross_attention_dim=24,
+            attention_head_dim=8,
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            norm_num_groups=8,
+        ),
+        (noise(1, 4, 3, 16, 16), t, noise(1, 5, 24)),
+    )
+    yield (
+        "diffusers/unet2d-xl",
+        lambda: diffusers.UNet2DConditionModel(
+            sample_size=32,
+            cross_attention_dim=24,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(32, 64),
+            norm_num_groups=8,
+        ),
+        (noise(1, 4, 32, 32), t, noise(1, 5, 24)),
+    )
+    yield (
+        "diffusers/autoencoder-tiny",
+        lambda: diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(16, 16, 16, 16), decoder_block_out_channels=(16, 16, 16, 16)
+        ),
+        (noise(1, 3, 64, 64),),
+    )
+    yield (
+        "diffusers/autoencoder-dc",
+        lambda: diffusers.AutoencoderDC(
+            latent_channels=8,
+            attention_head_dim=8,
+            encoder_block_out_channels=(16, 32, 32),
+            decoder_block_out_channels=(16, 32, 32),
+            encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+            encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            encoder_qkv_multiscales=((), (), (5,)),
+            decoder_qkv_multiscales=((), (), (5,)),
+            decoder_norm_types="rms_norm",
+        ),
+        (noise(1, 3, 32, 32),),
+    )
+    yield (
+        "diffusers/uvit2d",
+        lambda: diffusers.Transformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=32,
+            num_layers=1,
+            norm_num_groups=8,
+        ),
+        (noise(1, 32, 16, 16),),
+    )

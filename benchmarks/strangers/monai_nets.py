@@ -110,3 +110,58 @@ def networks() -> Iterator[Stranger]:
         ),
         (two,),
     )
+    yield (
+        "monai/hovernet",
+        lambda: nets.HoVerNet(mode="fast", out_classes=3),
+        (noise(1, 3, 256, 256),),
+    )
+    yield (
+        "monai/quicknat",
+        lambda: nets.Quicknat(num_classes=2, num_channels=1, num_filters=16),
+        (two,),
+    )
+    yield (
+        "monai/spade-diffusion",
+        lambda: nets.SPADEDiffusionModelUNet(
+            2,
+            1,
+            1,
+            label_nc=2,
+            channels=(16, 32),
+            num_res_blocks=(1, 1),
+            attention_levels=(False, True),
+            norm_num_groups=8,
+            num_head_channels=8,
+        ),
+        {"x": two[..., :32, :32], "timesteps": torch.tensor([3]), "seg": noise(1, 2, 32, 32)},
+    )
+    yield (
+        "monai/voxelmorph",
+        lambda: nets.VoxelMorphUNet(2, 2, 16, (8, 16, 16, 16), (16, 16, 16, 16), (8, 8)),
+        (noise(1, 2, 64, 64),),
+    )
+    yield "monai/globalnet", lambda: nets.GlobalNet([64, 64], 2, 2, 8, 3), (noise(1, 2, 64, 64),)
+    yield (
+        "monai/vitautoenc",
+        lambda: nets.ViTAutoEnc(1, (64, 64), (8, 8), 1, 16, 48, 96, 2, 4, spatial_dims=2),
+        (two,),
+    )
+    yield (
+        "monai/swinunetr-merging",
+        lambda: nets.SwinUNETR(1, 2, feature_size=12, spatial_dims=2, downsample="mergingv2"),
+        (two,),
+    )
+    yield (
+        "monai/unet-groupnorm-prelu",
+        lambda: nets.UNet(
+            2,
+            1,
+            2,
+            (16, 32, 64),
+            (2, 2),
+            num_res_units=2,
+            act="PRELU",
+            norm=("group", {"num_groups": 4}),
+        ),
+        (two,),
+    )

@@ -79,18 +79,6 @@ _DYNAMIC: Table = {
         {**_NNUNET, **_2D, "n_blocks_per_stage": (1, 2, 2, 2)},
         _GREY,
     ),
-    "primus": (
-        f"{_ARCHITECTURES}.primus:Primus",
-        {
-            "input_channels": 1,
-            "embed_dim": 192,
-            "patch_embed_size": (8, 8, 8),
-            "num_classes": 2,
-            "eva_depth": 2,
-            "eva_numheads": 4,
-            "input_shape": (32, 32, 32),
-        },
-    ),
 }
 _BIO: Table = {
     "unet": ("bio_image_unet.unet.unet:Unet", {"n_filter": 8}),

@@ -13,7 +13,7 @@ from eslkit.graph.atoms import WILD, Atoms
 from eslkit.graph.ops import Op, Parts, dims_of, protect
 from eslkit.graph.values import Value, compact, flat, merge, one_part, pin_all, support, tidy
 
-__all__ = ["MOVES", "concatenate", "move", "pad", "pick", "scatter_slice"]
+__all__ = ["MOVES", "concatenate", "move", "pad", "pick", "scatter_slice", "write_diagonal"]
 
 _AS_RESHAPE = {"view", "_unsafe_view", "reshape"}
 
@@ -164,6 +164,18 @@ def scatter_slice(atoms: Atoms, op: Op) -> list[Value]:
         filler = torch.full(value.shape, WILD)
         call[name] = value.parts[0].expand(value.shape).clone() if value.parts else filler
     return [op.result(tidy(atoms, [op.target(**call)], op.where), free=base.free)]
+
+
+def write_diagonal(atoms: Atoms, op: Op) -> list[Value]:
+    """zeros[i, i] = x: a weight that keeps channels apart, so both its axes are the same ones."""
+    base, indices, source = op.args["self"], op.args["indices"], op.args["values"]
+    apart = all(index is indices[0] and index.counted for index in indices)
+    if not (base.free and apart) or any(0 in support(part) for part in source.parts):
+        return protect(atoms, op)
+    labels = _unlabelled(atoms, base, 0, base.shape[:1])
+    views = [[-1 if a == i else 1 for a in range(len(base.shape))] for i in range(len(indices))]
+    rest = [p.reshape((1,) * (len(indices) - 1) + p.shape) for p in source.parts]
+    return [op.result([*(labels.reshape(view) for view in views), *rest])]
 
 
 def pad(atoms: Atoms, op: Op) -> list[Value]:

@@ -159,6 +159,20 @@ class Recurrent(Network):
         return self.more(found.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
+class Diagonal(Network):
+    """A blur as a full convolution whose weight is zero between channels, as in diffusers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.rand(3, 3))
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        weight = x.new_zeros([x.shape[1], x.shape[1], 3, 3])
+        channels = torch.arange(x.shape[1], device=x.device)
+        weight[channels, channels] = self.kernel[None, :].expand(x.shape[1], -1, -1)
+        return self.more(F.conv2d(x, weight, padding=1))
+
+
 NETWORKS: list[Callable[[], Network]] = [
     SummedHalves,
     Interleaved,
@@ -170,6 +184,7 @@ NETWORKS: list[Callable[[], Network]] = [
     PooledOnce,
     Remembering,
     Recurrent,
+    Diagonal,
 ]
 
 
