@@ -199,7 +199,7 @@ def status(folder: FolderArgument) -> None:
     table.add_column("step", no_wrap=True)
     table.add_column("state")
     for name in ("parameters", "iterations", "seed", "seconds", *names):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for entry, step in zip(store.manifest().steps, run_plan.steps, strict=True):
         record = records.get(entry.index)
         cells = [f"{step.parameters:,}", "" if step.iterations is None else f"{step.iterations:,}"]
@@ -209,7 +209,7 @@ def status(folder: FolderArgument) -> None:
             cells[3:] = [f"{record.seconds:,.1f}"]
             cells += ["" if number is None else f"{number:.4g}" for number in numbers]
         table.add_row(entry.name, _state(entry, running=running), *cells)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(f"{run_plan.model}: {_progress(run_plan, len(records), running=running)}")
     console.print(table)
     for entry in store.manifest().steps:
