@@ -111,11 +111,6 @@ def networks() -> Iterator[Stranger]:
         (two,),
     )
     yield (
-        "monai/hovernet",
-        lambda: nets.HoVerNet(mode="fast", out_classes=3),
-        (noise(1, 3, 256, 256),),
-    )
-    yield (
         "monai/quicknat",
         lambda: nets.Quicknat(num_classes=2, num_channels=1, num_filters=16),
         (two,),
@@ -137,13 +132,13 @@ def networks() -> Iterator[Stranger]:
     )
     yield (
         "monai/voxelmorph",
-        lambda: nets.VoxelMorphUNet(2, 2, 16, (8, 16, 16, 16), (16, 16, 16, 16), (8, 8)),
+        lambda: nets.VoxelMorphUNet(2, 2, 16, (8, 16, 16, 16, 16, 16), (16, 16)),
         (noise(1, 2, 64, 64),),
     )
     yield "monai/globalnet", lambda: nets.GlobalNet([64, 64], 2, 2, 8, 3), (noise(1, 2, 64, 64),)
     yield (
         "monai/vitautoenc",
-        lambda: nets.ViTAutoEnc(1, (64, 64), (8, 8), 1, 16, 48, 96, 2, 4, spatial_dims=2),
+        lambda: nets.ViTAutoEnc(1, (64, 64), (16, 16), 1, 16, 48, 96, 2, 4, spatial_dims=2),
         (two,),
     )
     yield (
@@ -161,7 +156,7 @@ def networks() -> Iterator[Stranger]:
             (2, 2),
             num_res_units=2,
             act="PRELU",
-            norm=("group", {"num_groups": 4}),
+            norm=("group", {"num_groups": 2}),
         ),
         (two,),
     )
