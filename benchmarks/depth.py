@@ -18,7 +18,6 @@ not installed is left out.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import platform
@@ -40,7 +39,7 @@ from benchmarks.strangers import networks
 from eslkit.errors import DepthError
 from eslkit.graph.export import tensor_leaves
 from eslkit.graph.trace import Traced, trace_fully
-from eslkit.surgery.depth import deepen, flatten_parts, flatten_step
+from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
 from eslkit.surgery.inserted import Inserted
 
 UP = ("upsample", "pixel_shuffle", "max_unpool", "grid_sampler")
@@ -95,6 +94,17 @@ def time_limit(seconds: int) -> Iterator[None]:
 def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """A batch of two, so that batch norm can be trained at a single position."""
     return pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, inputs)
+
+
+def larger(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Pictures and sounds of twice the side."""
+
+    def grown(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dim() < 3 or not x.is_floating_point():
+            return x
+        return torch.rand(*x.shape[:2], *(2 * size for size in x.shape[2:]))
+
+    return pytree.tree_map(grown, inputs)
 
 
 def shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[int, ...]]:
@@ -161,26 +171,26 @@ def there_and_back(
 ) -> None:
     """Deepen, train, flatten; `note` tells how far it came."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    before = shapes(copy.deepcopy(model), inputs)
+    before = shapes(clone(model), inputs)
     note["stage"] = "own"
-    train(copy.deepcopy(model), doubled(inputs))
+    train(clone(model), doubled(inputs))
     note["stage"] = "deepen"
     big = deepen(model, levels=levels, example_inputs=inputs)
     found = {n: m for n, m in big.named_modules() if isinstance(m, Inserted)}
     assert found, "no inserted level"
     note["places"] = {n: "before" if m.before else "behind" for n, m in found.items()}
     note["stage"] = "run"
-    assert shapes(copy.deepcopy(big), inputs) == before, "other output shapes"
+    assert shapes(clone(big), inputs) == before, "other output shapes"
     note["stage"] = "train"
-    train(copy.deepcopy(big), doubled(inputs))
-    note["bypassed"] = bypassed(copy.deepcopy(big), doubled(inputs))
+    train(clone(big), doubled(inputs))
+    note["bypassed"] = bypassed(clone(big), doubled(inputs))
     note["stage"] = "flatten"
     parts = flatten_parts(big)
     assert parts == 2 * levels, f"{parts} steps for {levels} levels"
     for _ in range(parts):
         big, gone = flatten_step(big)
         assert gone, "a step took no layer out"
-        assert shapes(copy.deepcopy(big), inputs) == before, "other output shapes"
+        assert shapes(clone(big), inputs) == before, "other output shapes"
     after = big.state_dict()
     assert type(big) is type(model), "another class"
     assert list(after) == list(state), "other keys"
@@ -203,7 +213,13 @@ def measure(
             traced = trace_fully(model, example_inputs=inputs)
             note["levels"] = traced.resolution.num_levels
             note["u"] = traced.resolution.num_levels >= 2 and u_shaped(traced)
-            there_and_back(model, inputs, levels, note)
+            try:
+                there_and_back(model, inputs, levels, note)
+            except DepthError as error:
+                if "single position" not in str(error):
+                    raise
+                note["twice"] = True  # what the message advises
+                there_and_back(model, larger(inputs), levels, note)
     except DepthError as error:
         note["refused"] = str(error)
     except Exception as error:  # noqa: BLE001  a stranger's network may raise anything; it is told
@@ -226,6 +242,8 @@ def summary(notes: list[dict[str, Any]], levels: int) -> str:
             f"torch {torch.__version__}, {platform.machine()}, {time.strftime('%Y-%m-%d')}",
             f"{len(notes)} networks, {len(shaped)} U-shaped, +{levels}: {len(done)} deepened, "
             f"trained and flattened ({share:.1f} %), {len(refused)} refused, {len(failed)} failed",
+            f"{sum('twice' in n for n in done)} of them at twice the size of the example inputs, "
+            "as the refusal of a bottleneck of one position advises",
             f"{len(others)} not U-shaped: {sum('refused' in n for n in others)} refused, "
             f"{sum(n['stage'] == 'done' for n in others)} deepened all the same",
             f"not constructed, not traced, or not trainable as they are: "

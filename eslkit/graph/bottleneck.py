@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import networkx as nx
@@ -26,12 +26,14 @@ from eslkit.graph.maps import (
     nearest,
     op_name,
     scales_of,
+    sources,
     users,
 )
 from eslkit.graph.trace import Traced
 
 __all__ = ["Bottleneck", "Place", "find_bottlenecks", "op_name", "places_at"]
 
+_APART = set("split split_with_sizes unsafe_split unsafe_chunk chunk unbind select narrow".split())
 _GLOBAL = ("mean", "adaptive", "sum", "amax")
 _RAISING = set(
     "max_unpool2d max_unpool3d grid_sampler_2d grid_sampler_3d grid_sampler col2im slice_scatter "
@@ -135,20 +137,22 @@ class _Finder:
                 region.raised |= other.raised
             found.append(region)
         for region in found:
-            self._cut_dead_ends(region)
+            self._complete(region)
         return sorted(found, key=lambda region: min(self.order[n] for n in region.nodes))
 
     def _is_entry(self, node: fx.Node, scale: int) -> bool:
         if self.scales[node] != scale or any(g in op_name(node) for g in _GLOBAL):
+            return False
+        if _takes_apart(node):
             return False
         if not any(self.scales[s] > scale for s in nearest(node, self._reduced, self.maps)):
             return False
         return scale > 1 or not self._from_global(node)
 
     def _reduced(self, node: fx.Node) -> Iterable[fx.Node]:
-        """What a node is made from, unless by attention, which is no reduction."""
+        """What a node is made from, unless by attention or cutting, which are no reductions."""
         product = op_name(node) in PRODUCTS and node not in self.traced.resolution.layers
-        return () if product else node.all_input_nodes
+        return () if product or _takes_apart(node) else node.all_input_nodes
 
     def _from_global(self, node: fx.Node) -> bool:
         """Whether a map of one position comes from a global pooling, as that of a gate does."""
@@ -189,18 +193,14 @@ class _Finder:
                     pending.append(user)
         return reached
 
-    def _cut_dead_ends(self, region: _Region) -> None:
-        """Keep what leads to an exit: a classifier that hangs on the bottleneck does not."""
-        leading, pending = set(region.exits), list(region.exits)
-        for node in region.raised:  # what only moves data on its way up
-            pending.extend(s for s in node.all_input_nodes if s in region.nodes)
-        while pending:
-            node = pending.pop()
-            leading.add(node)
-            pending.extend(
-                s for s in node.all_input_nodes if s in region.nodes and s not in leading
-            )
-        region.nodes = leading
+    def _complete(self, region: _Region) -> None:
+        """All that lies on a way from an entry to an exit, whatever its resolution.
+
+        A classifier that hangs on the bottleneck leads to no exit, and does not count.
+        """
+        behind = _closure(region.entries, users)
+        ends = {s for node in region.raised for s in node.all_input_nodes} | region.exits
+        region.nodes = behind & _closure(ends & behind, sources)
 
     def with_places(self, regions: list[_Region], scale: int) -> Iterator[Bottleneck]:
         """The bottlenecks, each with its places.
@@ -242,7 +242,7 @@ class _Finder:
             cut = {user for user in users(node) if self._is_cut(call, before, user)}
             if not cut or not self._separates(node, cut, region):
                 continue
-            behind = self._leading_from(cut, region)
+            behind = _closure(cut & region.nodes, users)
             count = sum(layer in behind for layer in layers)
             counts = (len(layers) - count, count)
             place = self.place(node, call.path, before, slots, counts)
@@ -307,16 +307,6 @@ class _Finder:
                     pending.append(user)
         return True
 
-    def _leading_from(self, start: set[fx.Node], region: _Region) -> set[fx.Node]:
-        seen = start & region.nodes
-        pending = list(seen)
-        while pending:
-            for user in users(pending.pop()):
-                if user in region.nodes and user not in seen:
-                    seen.add(user)
-                    pending.append(user)
-        return seen
-
     def _preference(self, place: Place) -> tuple[object, ...]:
         """Between layers, in the middle, right before a layer, as far inside as can be."""
         between = place.layers_before > 0 and place.layers_behind > 0
@@ -341,6 +331,25 @@ def _samples(node: fx.Node, scale: int) -> bool:
     if "upsample" in name or name in _RAISING or name == "pixel_shuffle":
         return True
     return scale > 1 and moves_data(node)
+
+
+def _closure(
+    start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]
+) -> set[fx.Node]:
+    seen = set(start)
+    pending = list(seen)
+    while pending:
+        for node in step(pending.pop()):
+            if node not in seen:
+                seen.add(node)
+                pending.append(node)
+    return seen
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    """Whether the operation gives positions that lie together, as the steps of a recurrence do."""
+    whole = op_name(node) == "slice" and bool(len(node.args) < 5 or node.args[4] == 1)
+    return whole or op_name(node) in _APART
 
 
 def _edges(calls: Iterable[Call]) -> Iterator[tuple[Call, bool, tuple[int, ...], fx.Node]]:

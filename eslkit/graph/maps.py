@@ -36,7 +36,8 @@ Layout = Literal["first", "last", "tokens"]
 PRODUCTS = ("bmm", "baddbmm", "mm")
 """Operations that multiply matrices; without a weight among them they mix positions freely."""
 
-_NO_MAPS = ("probe", "empty", "sym_size", "randn", "rand")
+_TURNS = ("permute", "transpose", "t")
+_MADE = ("new_", "empty", "zeros", "ones", "full", "rand")
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,12 @@ def find_maps(traced: Traced) -> dict[fx.Node, Map]:
         if not isinstance(held, Tensor) or not isinstance(value, Value) or value.weight:
             continue
         axes = {axis for axis in range(len(value.shape)) if value.part_on(axis) is not None}
-        if not axes and node.op != "placeholder" and not _stays(node, found):
+        told = _stays(node, found) or (value.given and op_name(node) not in _TURNS)
+        if not axes and not told:
             continue  # nothing tells where the channels went
-        made = None if op_name(node) in _NO_MAPS else _map(node, value.shape, axes, rank, batch)
+        made = None
+        if not op_name(node).startswith(_MADE):
+            made = _map(node, value.shape, axes, rank, batch)
         if made is not None:
             found[node] = made
     for node in _moved_for_products(traced, found):
@@ -93,8 +97,11 @@ def find_maps(traced: Traced) -> dict[fx.Node, Map]:
 
 def _stays(node: fx.Node, maps: dict[fx.Node, Map]) -> bool:
     """Whether the axes are those of a map that the operation is given."""
-    turns = op_name(node) in ("permute", "transpose", "t", "view", "_unsafe_view", "reshape")
-    return not turns and any(_map_behind(source) in maps for source in node.all_input_nodes)
+    known = [maps[s] for source in node.all_input_nodes if (s := _map_behind(source)) in maps]
+    if op_name(node) in ("view", "_unsafe_view", "reshape"):
+        shape = tuple(node.meta["val"].shape)
+        return any(shape[1:] == (own.width, *own.sizes) for own in known)
+    return bool(known) and op_name(node) not in _TURNS
 
 
 def _map_behind(node: fx.Node) -> fx.Node:
@@ -183,13 +190,15 @@ def scales_of(maps: dict[fx.Node, Map], dims: int) -> dict[fx.Node, int]:
     """Every map's scale: the positions it has, or would have without padding and cropping.
 
     A convolution without padding makes a map smaller, but it is no reduction: what it makes has
-    the scale of what it was given.
+    the scale of what it was given. Nor is it one where several maps of an example are folded into
+    the batch axis, or taken out of it.
     """
     scales: dict[fx.Node, int] = {}
     for node, own in maps.items():
         scales[node] = own.positions
         known = [s for s in nearest(node, sources, maps) if s in scales]
         same = [s for s in known if maps[s].positions == own.positions]
+        same = same or [s for s in known if math.prod(maps[s].sizes) == math.prod(own.sizes)]
         if same:
             scales[node] = max(scales[s] for s in same)
         elif known and _keeps(node, own, maps[known[0]], dims):
@@ -204,6 +213,8 @@ def _keeps(node: fx.Node, own: Map, source: Map, dims: int) -> bool:
         return False
     if name == "convolution":
         return all(step == 1 for step in _numbers(node.args[3]))
+    if name == "slice_scatter":
+        return bool(len(node.args) < 6 or node.args[5] == 1)
     if name == "slice":
         return bool(len(node.args) < 5 or node.args[4] == 1)
     return "pad" in name

@@ -27,6 +27,7 @@ __all__ = [
     "inserted_at",
     "inserted_levels",
     "places_for_levels",
+    "take_out_levels",
 ]
 
 _MOST_TRIED = 12
@@ -244,8 +245,12 @@ def _prove(model: nn.Module, traced: Traced, place: Place) -> None:
             f"with a level {place} the model's own code fails with {text!r}"
         ) from error
     have = [again.shape(node) for node in again.outputs]
-    if not any(call.path == f"{place.path}.level" for call in again.calls):
+    calls = [call for call in again.calls if call.path == f"{place.path}.level"]
+    if not calls:
         raise _DoesNotRunError(f"the model's own code does not call a level {place}")
+    given, made = again.shape(calls[0].inputs[0]), again.shape(calls[0].outputs[0])
+    if given != made:
+        raise _DoesNotRunError(f"a level must keep the shape; this one makes {made} of {given}")
     if have != want:
         raise _DoesNotRunError(f"with a level {place} the outputs have shapes {have}, not {want}")
 
@@ -329,6 +334,26 @@ def flatten_step(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     if whole:
         return made, tuple(name for name in before if name.startswith(tuple(whole)))
     return made, tuple(name for name in before if name not in left)
+
+
+def take_out_levels(model: nn.Module, levels: int) -> nn.Module:
+    """A copy without so many of the innermost levels at every place, in whole.
+
+    Raises:
+        DepthError: fewer inserted levels than asked for.
+    """
+    made, left = clone(model), _nesting(model) - levels
+    while _nesting(made) > max(left, 0):
+        made, _ = flatten_step(made)
+    if left < 0:
+        made, _ = flatten_step(made)  # says that there is none
+    return made
+
+
+def _nesting(model: nn.Module) -> int:
+    """How many levels lie one inside the other."""
+    found = [name for name, module in model.named_modules() if isinstance(module, Inserted)]
+    return max((sum(f"{n}.".startswith(f"{o}.") for o in found) for n in found), default=0)
 
 
 def _layers(model: nn.Module) -> list[str]:
