@@ -131,10 +131,25 @@ def candidates(module: nn.Module, path: str, sizes: Mapping[int, set[int]]) -> l
         sizes: old size -> new sizes seen in the tensors of the module.
     """
     found: list[Edit] = []
+    sizes = {**_differences(sizes), **sizes}
     for name, value in vars(module).items():
         if name.startswith("_") or name == "training":
             continue
         found.extend(Edit(path, name, new) for new in _replacements(value, sizes))
+    return found
+
+
+def _differences(sizes: Mapping[int, set[int]]) -> dict[int, set[int]]:
+    """Differences of sizes, whole and halved, as padding of channels is told in numbers."""
+    found: dict[int, set[int]] = {}
+    pairs = [(old, new) for old, wanted in sizes.items() for new in wanted]
+    for old, new in pairs:
+        for less, narrow in pairs:
+            gap, after = old - less, new - narrow
+            if gap > 0 < after:
+                found.setdefault(gap, set()).add(after)
+                if gap % 2 == after % 2 == 0:
+                    found.setdefault(gap // 2, set()).add(after // 2)
     return found
 
 

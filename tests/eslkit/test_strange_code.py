@@ -72,6 +72,17 @@ class PaddedShortcut(Network):
         return wide + F.pad(x, (0, 0, 0, 0, missing // 2, missing - missing // 2))
 
 
+class PaddedByNumbers(PaddedShortcut):
+    """The same with the numbers of missing channels written down, as HighResNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missing = (0, 0, 0, 0, 8, 8)
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.more(x) + F.pad(x, self.missing)
+
+
 class Remembered(Network):
     """A state that starts as zeros beside the input, as a convolutional LSTM's does."""
 
@@ -177,6 +188,7 @@ NETWORKS: list[Callable[[], Network]] = [
     SummedHalves,
     Interleaved,
     PaddedShortcut,
+    PaddedByNumbers,
     Remembered,
     Normalised,
     RepeatedInput,
