@@ -133,7 +133,8 @@ def convolution(atoms: Atoms, op: Op) -> list[Value]:
     w_out = [p.reshape(-1) for p in weights if support(p) == {outs}]
     sizes = (x.shape[1], w.shape[outs])
     made = _grouped(atoms, op, incoming, w_in, w_out, sizes, groups, transposed=transposed)
-    for labels in w_in if not (groups > 1 and groups == x.shape[1]) else []:
+    whole = groups > 1 and groups in (x.shape[1], op.shapes[0][1])
+    for labels in w_in if not whole else []:
         atoms.set_role(flat(labels), "consumer")
     bias = op.args.get("bias")
     width = op.shapes[0][1]
@@ -160,23 +161,31 @@ def _grouped(
     channels, size_out = sizes
 
     def meet(left: Parts, right: Parts, shape: tuple[int, ...]) -> None:
-        incoming = Value(shape, tuple(left), op.args["input"].free, given=op.args["input"].given)
-        merge(atoms, [incoming, Value(shape, tuple(right))], shape, op.where)
+        source, weight = op.args["input"], op.args["weight"]
+        incoming = Value(shape, tuple(left), source.free, given=source.given)
+        free = weight.free or 0 in weight.loose  # one filter, repeated for every channel
+        merge(atoms, [incoming, Value(shape, tuple(right), free)], shape, op.where)
 
     if groups == 1:
         meet(x, w_in, (channels,))
         for labels in w_out:
             atoms.set_role(flat(labels), "producer")
         return list(w_out)
-    each = channels // groups
-    if each == 1:  # depthwise: whole groups come and go, the number of groups follows
-        per = size_out if transposed else size_out // groups
+    each, per = channels // groups, size_out if transposed else size_out // groups
+    if each == 1 or per == 1:  # whole groups come and go, their number follows
         lead, rest = (w_in, w_out) if transposed else (w_out, w_in)
-        pin_all(atoms, rest, [0], f"{op.where} has a fixed number of outputs a channel")
-        lead_axis = 1 if transposed else per
-        columns = [p.reshape(groups, lead_axis) for p in lead]
-        meet([p.reshape(groups, 1) for p in x], columns, (groups, lead_axis))
-        return [p.repeat_interleave(per) for p in lead] if transposed else list(lead)
+        along = each if transposed else per
+        reason = f"{op.where} has a fixed number of channels a group"
+        pin_all(atoms, rest, [0], reason)
+        inner = pin_all(atoms, [p.reshape(groups, each) for p in x], [1], reason)
+        columns = [p.reshape(groups, along) for p in lead]
+        if transposed:
+            columns = pin_all(atoms, columns, [1], reason)
+        meet(inner, columns, (groups, max(p.shape[1] for p in columns) if columns else 1))
+        made = columns or inner
+        if not transposed and columns:
+            return [p.reshape(-1) for p in made]
+        return [p.reshape(-1).repeat_interleave(per) for p in made]
     # grouped: the number of groups stays, every group keeps the same of its channels
     reason = f"{op.where} has {groups} groups"
     inner = pin_all(atoms, [p.reshape(groups, each) for p in x], [0], reason)

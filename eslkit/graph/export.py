@@ -251,6 +251,8 @@ def run(
         for handle in handles:
             handle.remove()
     outputs = tuple(recorder.node_of(tensor) for tensor in results)
+    if outputs and all(node.op == "get_attr" for node in outputs):
+        raise RuntimeError("what the model returns was not made by its forward pass")
     recorder.graph.output(outputs)
     calls = tuple(_calls(recorder))
     return Exported(

@@ -57,6 +57,7 @@ def group_atoms(labels: Labels) -> Grouping:
     atoms = labels.atoms
     _fix_unproduced(labels)
     _fix_unheld(labels)
+    _fix_unread(labels)
     for round_ in range(_ROUNDS):
         groups, broken = _form(labels)
         ties, stuck = _ties(atoms, groups)
@@ -84,6 +85,20 @@ def _fix_unproduced(labels: Labels) -> None:
     made = np.zeros(len(roots), bool)
     made[roots[~is_consumer]] = True
     atoms.fix(np.flatnonzero(only & ~made), "nothing with parameters produces these channels")
+
+
+def _fix_unread(labels: Labels) -> None:
+    """Channels that are made but that nothing reads: a head whose result is thrown away."""
+    atoms = labels.atoms
+    read = [*atoms.roles.get("consumer", []), *atoms.plain]
+    read += [mixer.labels for mixer in atoms.mixers]
+    read += [side for product in atoms.products for side in product.sides]
+    unread = np.zeros(len(atoms.parent), bool)
+    for part in atoms.roles.get("producer", []):
+        unread[atoms.find(part)] = True
+    for part in read:
+        unread[atoms.find(part[part >= 0])] = False
+    atoms.fix(np.flatnonzero(unread), "computed, but nothing reads it")
 
 
 def _fix_unheld(labels: Labels) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class Traced:
     divided: Divided
     inputs: tuple[Any, ...]
     keywords: Mapping[str, Any]
+    roots: dict[int, tuple[IntArray, frozenset[int]]] = field(
+        default_factory=dict[int, tuple[IntArray, frozenset[int]]]
+    )
+    """What `Sizes` has found of the parts of values, by identity."""
 
 
 def trace_fully(

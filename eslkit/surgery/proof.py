@@ -8,7 +8,7 @@ values; what then still fails is reported with the module and the text of the fa
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -37,6 +37,8 @@ class Failure:
     """How many operations and calls of modules went well before."""
     stack: tuple[str, ...]
     """Modules being called when it happened, outermost first."""
+    node: fx.Node | None = None
+    """The operation of the traced graph at which it happened, where the two runs still agree."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,52 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
     expected = _Expected(sizes)
     numbers: dict[fx.Node, float] = {}
     failure = _run(bare, expected, world, numbers)
+    known: dict[str, dict[int, set[int]]] = {}
     runs = 1
     while failure is not None and runs < _MOST_RUNS:
         better: tuple[tuple[Edit, ...], Failure | None] | None = None
-        for trial in _trials(bare, sizes, failure):
-            kept = tuple(
-                Edit(e.path, e.attribute, getattr(bare.get_submodule(e.path), e.attribute))
-                for e in trial
-            )
-            apply_edits(bare, trial)
-            after = _run(bare, expected, world, numbers)
-            runs += 1
-            if after is None or after.progress > failure.progress:
-                better = (trial, after)
+        for trial in _trials(bare, sizes, failure, known):
+            alike = _spread(bare, trial)
+            for proposal in (trial + alike, trial) if alike else (trial,):
+                kept = _present(bare, proposal)
+                apply_edits(bare, proposal)
+                after = _run(bare, expected, world, numbers)
+                runs += 1
+                if after is None or after.progress > failure.progress:
+                    better = (proposal, after)
+                    break
+                apply_edits(bare, kept)
+            if better is not None or runs >= _MOST_RUNS:
                 break
-            apply_edits(bare, kept)
         if better is None:
             break
         edits, failure = (*edits, *better[0]), better[1]
     return Proof(edits, failure, numbers)
+
+
+def _present(bare: nn.Module, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    """The attributes as they are."""
+    return tuple(
+        Edit(e.path, e.attribute, getattr(bare.get_submodule(e.path), e.attribute)) for e in edits
+    )
+
+
+def _spread(bare: nn.Module, trial: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    """The same edits on other modules of the same class that keep the same values.
+
+    What stands twelve times in a network need not be found twelve times.
+    """
+    found: list[Edit] = []
+    for edit, before in zip(trial, _present(bare, trial), strict=True):
+        kind = type(bare.get_submodule(edit.path))
+        found += [
+            Edit(path, edit.attribute, edit.value)
+            for path, module in bare.named_modules()
+            if type(module) is kind
+            and path != edit.path
+            and vars(module).get(edit.attribute) == before.value
+        ]
+    return tuple(found)
 
 
 def _run(
@@ -96,7 +125,7 @@ def _run(
         text = str(error)
         if not isinstance(error, _OtherSizeError):
             text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return Failure(stack[-1] if stack else "", text, watch.progress, stack)
+        return Failure(stack[-1] if stack else "", text, watch.progress, stack, watch.reached)
     return None
 
 
@@ -152,6 +181,14 @@ class _Watch:
         self._numbers = numbers
         self._same = True
         self._number = 0
+        self._differs = 0
+
+    @property
+    def reached(self) -> fx.Node | None:
+        """The operation that was the next one, or that gave another size."""
+        operations = self._expected.operations
+        at = self._number - self._differs
+        return operations[at][0] if self._same and 0 <= at < len(operations) else None
 
     def _operation(self, node: fx.Node) -> None:
         operations = self._expected.operations
@@ -182,24 +219,45 @@ class _Watch:
             len(want) != len(shape)
             or any(w is not None and w != s for w, s in zip(want, shape, strict=True))
         ):
+            self._differs = 1
             raise _OtherSizeError(f"{where} gives a tensor of shape {shape}, not {want}")
 
 
-def _trials(bare: nn.Module, sizes: Sizes, failure: Failure) -> list[tuple[Edit, ...]]:
-    """Edits worth trying, nearest module first: all of a module at once, then one by one."""
-    trials: list[tuple[Edit, ...]] = []
-    for path in reversed(failure.stack):
-        module = bare.get_submodule(path)
-        if type(module).__module__.startswith("torch.nn.modules") and path != failure.path:
-            continue
-        found = candidates(module, path, _sizes_in(sizes, path))
-        first: dict[str, Edit] = {}
-        for edit in found:
-            first.setdefault(edit.attribute, edit)
-        if len(first) > 1:
-            trials.append(tuple(first.values()))
-        trials.extend((edit,) for edit in found)
-    return trials
+def _trials(
+    bare: nn.Module, sizes: Sizes, failure: Failure, known: dict[str, dict[int, set[int]]]
+) -> Iterator[tuple[Edit, ...]]:
+    """Edits worth trying, nearest module first: all of a module at once, then one by one.
+
+    Sizes of the module's tensors come before the widths of groups, which no tensor may show.
+    """
+    widths: dict[int, set[int]] = {}
+    for change in sizes.changes:
+        widths.setdefault(change.group.width, set()).add(change.new)
+    tried: set[str] = set()
+    for of_groups in (False, True):
+        for path in reversed(failure.stack):
+            module = bare.get_submodule(path)
+            if type(module).__module__.startswith("torch.nn.modules") and path != failure.path:
+                continue
+            if path not in known:
+                known[path] = _sizes_in(sizes, path)
+            for trial in _of_module(module, path, widths if of_groups else known[path]):
+                if repr(trial) not in tried:
+                    tried.add(repr(trial))
+                    yield trial
+
+
+def _of_module(
+    module: nn.Module, path: str, sizes: Mapping[int, set[int]]
+) -> Iterator[tuple[Edit, ...]]:
+    found = candidates(module, path, sizes)
+    first: dict[str, Edit] = {}
+    for edit in found:
+        first.setdefault(edit.attribute, edit)
+    if len(first) > 1:
+        yield tuple(first.values())
+    for edit in found:
+        yield (edit,)
 
 
 def _sizes_in(sizes: Sizes, path: str) -> dict[int, set[int]]:

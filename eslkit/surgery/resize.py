@@ -14,7 +14,7 @@ from eslkit.errors import ResizeError
 from eslkit.graph.channels import ChannelGraph
 from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, check_model, trace_fully
-from eslkit.graph.values import Value, flat
+from eslkit.surgery.blame import blamed
 from eslkit.surgery.inherit import (
     axis_maps,
     bound,
@@ -129,7 +129,7 @@ def prepare_possible(
     """
     wanted, kept = dict(widths), dict[str, str]()
     refusal = ""
-    for _ in range(_ROUNDS):
+    for round_ in range(_ROUNDS):
         _drop_impossible(traced.graph, wanted, kept)
         sizes = Sizes(traced, wanted)
         proof = prove(model, sizes)
@@ -137,10 +137,10 @@ def prepare_possible(
         if failure is None:
             return _prepared(sizes, proof), kept
         refusal = _refusal(type(model).__name__, wanted, failure)
-        blamed = _blamed(traced, sizes, failure)
-        if not blamed:
+        due = blamed(sizes, failure, narrowly=round_ < _ROUNDS // 2)
+        if not due:
             break
-        for name in blamed:
+        for name in due:
             kept[name] = f"{failure.path or 'the model'}: {failure.text}"
             wanted.pop(name, None)
     raise ResizeError(refusal)
@@ -205,34 +205,6 @@ def _drop_impossible(graph: ChannelGraph, widths: dict[str, int], kept: dict[str
                 widths.pop(name)
             if not bad:
                 raise
-
-
-def _blamed(traced: Traced, sizes: Sizes, failure: Failure) -> set[str]:
-    """Changed groups whose channels meet in the module that failed, and what is tied to them."""
-    atoms = traced.labels.atoms
-    first = {(axis.name, axis.axis): axis.first for axis in traced.labels.axes}
-    owner: dict[int, str] = {}
-    for change in sizes.changes:
-        span = change.group.spans[0]
-        start = first[span.parameter, span.axis] + span.start
-        for i in range(change.group.width):
-            owner[int(atoms.parent[start + i * span.inner])] = change.group.name
-    found: set[str] = set()
-    for path in reversed(failure.stack):
-        for node, own in traced.exported.owners.items():
-            if own != path:
-                continue
-            for source in (node, *node.all_input_nodes):
-                value = traced.labels.values.get(source)
-                if isinstance(value, Value):
-                    for part in value.parts:
-                        roots = set(atoms.find(flat(part)).tolist())
-                        found |= {owner[root] for root in roots & owner.keys()}
-        if found:
-            break
-    for name in tuple(found):
-        found |= set(traced.graph.group(name).tied)
-    return found
 
 
 def _warn_not_kept(prepared: Prepared) -> None:

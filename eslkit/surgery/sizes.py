@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from eslkit.graph.atoms import IntArray
 from eslkit.graph.channels import ChannelGroup, ChannelSpan
@@ -42,6 +43,7 @@ class Sizes:
             spans.sort(key=lambda item: item[0].start)
         self._first = {(axis.name, axis.axis): axis.first for axis in traced.labels.axes}
         self._ratio = self._ratios()
+        self._tensors: dict[int, tuple[int | None, ...]] = {}
 
     def _ratios(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         atoms = self.traced.labels.atoms
@@ -66,15 +68,29 @@ class Sizes:
 
     def tensor(self, value: Value) -> tuple[int | None, ...]:
         """New shape of a tensor of the forward pass; None for an axis that cannot be told."""
-        sizes: list[int | None] = list(value.shape)
-        atoms = self.traced.labels.atoms
+        found = self._tensors.get(id(value))
+        if found is None:
+            found = self._tensors[id(value)] = self._tensor(value)
+        return found
+
+    def _tensor(self, value: Value) -> tuple[int | None, ...]:
+        # an axis that repeats one number is as long as the code makes it
+        sizes = [None if axis in value.loose else size for axis, size in enumerate(value.shape)]
         for part in value.parts:
-            part = compact(atoms, part)  # by what is united now
-            labels = atoms.find(flat(part))
+            labels, axes = self._roots(part)
             ratio = np.where(labels >= 0, self._ratio[labels], 1.0)
             if (ratio == 1.0).all():
                 continue
-            axes = support(part)
+            told = len(axes) == 1 and bool((labels >= 0).all())
             for axis in axes:
-                sizes[axis] = round(float(ratio.sum())) if len(axes) == 1 else None
+                sizes[axis] = round(float(ratio.sum())) if told else None
         return tuple(sizes)
+
+    def _roots(self, part: Tensor) -> tuple[IntArray, frozenset[int]]:
+        """A part's labels by what is united in the end, and the axes along which they vary."""
+        known = self.traced.roots.get(id(part))
+        if known is None:
+            small = compact(self.traced.labels.atoms, part)
+            known = self.traced.labels.atoms.find(flat(small)), support(small)
+            self.traced.roots[id(part)] = known
+        return known
