@@ -170,6 +170,32 @@ class Recurrent(Network):
         return self.more(found.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
+class Blurred(Network):
+    """One fixed filter, repeated for every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.rand(1, 1, 3, 3))
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        kernel = self.kernel.repeat(x.shape[1], 1, 1, 1)
+        return self.more(F.conv2d(x, kernel, padding=1, groups=x.shape[1]))
+
+
+class Pairwise(Network):
+    """Each output sums a group of two inputs; transposed, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Conv2d(16, 16, 3, padding=1)
+        self.pairs = nn.Conv2d(32, 16, 1, groups=16)
+        self.back = nn.ConvTranspose2d(32, 16, 1, groups=16)
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.pairs(torch.stack([x, self.more(x)], dim=2).flatten(1, 2))
+        return self.back(torch.stack([x, self.more(x)], dim=2).flatten(1, 2))
+
+
 class Diagonal(Network):
     """A blur as a full convolution whose weight is zero between channels, as in diffusers."""
 
@@ -197,6 +223,8 @@ NETWORKS: list[Callable[[], Network]] = [
     Remembering,
     Recurrent,
     Diagonal,
+    Blurred,
+    Pairwise,
 ]
 
 
