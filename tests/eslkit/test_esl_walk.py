@@ -151,3 +151,41 @@ def test_the_walk_ends_in_the_model_s_own_keys_and_shapes(small_tsdn: eslkit.Sch
     shapes = {key: value.shape for key, value in small_tsdn.model.state_dict().items()}
     assert {key: value.shape for key, value in network.state_dict().items()} == shapes
     assert list(network.state_dict()) == list(shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "row, trainings, cost, parameters",
+    [
+        ("CSL1", 2, 6.49, 3_882_600),
+        ("CSL2", 6, 20.01, 3_882_600),
+        ("CSL3", 1, 1.31, 3_882_600),
+        ("ESL1", 3, 7.49, 964_456),
+        ("ESL2", 7, 21.01, 964_456),
+        ("ESL3", 8, 22.14, 964_456),
+        ("ESL4", 1, 1.00, 964_456),
+        ("ESL5", 2, 6.19, 964_456),
+    ],
+)
+def test_the_rows_of_tables_iii_and_iv(
+    row: str, trainings: int, cost: float, parameters: int
+) -> None:
+    plan = eslkit.paper(TSDN(), row, example_inputs=torch.zeros(FULL)).plan
+    assert plan.granularity == row
+    assert len(plan.steps) == trainings
+    assert round(sum(map(plan.cost, plan.steps)), 2) == cost
+    assert plan.steps[-1].parameters == parameters
+
+
+@pytest.mark.parametrize("init", ["first", "last", "combined"])
+def test_a_row_that_keeps_its_levels_is_run_to_its_end(init: str) -> None:
+    """Table III: CSL2 with First, Last and Combined, on an eighth of the widths."""
+    made = eslkit.paper(
+        TSDN(widths=(2, 4)), "CSL1", init=init, example_inputs=torch.zeros(1, 4, 16, 16)
+    )
+    assert [step.init for step in made.steps] == ["random", init]
+    result = made.run(lambda model, step: None)
+    keys = list(result.model.state_dict())
+    assert any(".level." in key for key in keys)
+    with pytest.raises(eslkit.EslError, match=r"row='ESL9' is none of the paper's rows: CSL1"):
+        eslkit.paper(TSDN(), "ESL9")
