@@ -85,9 +85,8 @@ def _set_roles(
     consumed, produced = (k_a, rows) if left else (k_b, columns)
     for part in consumed:
         atoms.set_role(flat(part), "consumer")
-    if not (a.raw and b.raw):
-        for part in produced:
-            atoms.set_role(flat(part), "producer")
+    for part in produced:  # of two weights, either may be what makes
+        atoms.set_role(flat(part), "maker" if a.weight and b.weight else "producer")
 
 
 def matrix(atoms: Atoms, op: Op) -> list[Value]:

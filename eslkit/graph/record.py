@@ -195,6 +195,8 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.Tag.inplace_view in func.tags:
+            self._keep_form(args[0])
         result = func(*args, **kwargs)
         results = result if isinstance(result, (list, tuple)) else (result,)
         if not any(isinstance(item, Tensor) for item in results):
@@ -219,6 +221,16 @@ class Recorder(TorchDispatchMode):
             else:
                 self._hold(item, node, number)
         return result
+
+    def _keep_form(self, tensor: Tensor) -> None:
+        """Nodes that `tensor` stood for keep its form, which is about to change (`transpose_`)."""
+        before = aten.detach.default(tensor)
+        for node in self.graph.nodes:
+            value = node.meta["val"]
+            if value is tensor:
+                node.meta["val"] = before
+            elif isinstance(value, (list, tuple)):
+                node.meta["val"] = [before if item is tensor else item for item in value]
 
     def _argument(self, arg: Any) -> Any:
         if isinstance(arg, Tensor):

@@ -250,6 +250,8 @@ def _role_flags(labels: Labels) -> dict[str, npt.NDArray[np.bool_]]:
         for first, second in reversed(labels.atoms.twins):
             known = (first >= 0) & (second >= 0)
             flag[second[known][flag[first[known]]]] = True
+    for part in labels.atoms.roles.get("maker", []):
+        flags["producer"][part[~flags["consumer"][part]]] = True
     return flags
 
 

@@ -62,6 +62,8 @@ def _known(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, Any]]:
         if held:
             yield "input_size", held[1]
             yield "hidden_size", held[0] // gates
+            if old.proj_size:
+                yield "proj_size", _shape(new, "weight_hr_l0")[0]
     else:
         yield from _known_norm(old, shape or _shape(new, "running_mean"))
 

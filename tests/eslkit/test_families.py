@@ -189,12 +189,7 @@ def test_what_is_made_is_a_model_like_any(name: str, dims: int) -> None:
     assert not torch.equal(run(made.eval(), x)[0], want)
 
 
-ONE_IMAGE = pytest.mark.xfail(strict=True, reason="the first two axes are foretold the other way")
-
-
-@pytest.mark.parametrize(
-    "name", ["lstm", pytest.param("gru", marks=ONE_IMAGE), pytest.param("rnn", marks=ONE_IMAGE)]
-)
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_recurrence_over_a_single_image(name: str) -> None:
     torch.manual_seed(0)
     model, x = settle(Alone(family(name), 2)), inputs(3, 2, size=4, batch=1)

@@ -211,9 +211,7 @@ FAMILIES = (
     Family("transposed", transposed, DIMS),
     Family("grouped-transposed", grouped_transposed, DIMS),
     Family("depthwise-transposed", depthwise_transposed, DIMS, 0.35),
-    Family(
-        "transposed-multiplier", transposed_multiplier, DIMS, 0.35, keeps=("outputs a channel",)
-    ),
+    Family("transposed-multiplier", transposed_multiplier, DIMS, 0.35, keeps=("channels a group",)),
     Family("padding-reflect", padded("reflect"), DIMS),
     Family("padding-circular", padded("circular"), DIMS),
     Family("padding-replicate", padded("replicate"), DIMS),

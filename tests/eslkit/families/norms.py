@@ -297,6 +297,6 @@ FAMILIES = (
     Family("positional", positional, (2, 1), 0.5, keeps=FIXED, anywhere=False),
     Family("positional-interpolated", interpolated, ratio=0.35, keeps=("is over positions",)),
     Family("waves", waves, (2, 1), keeps=FIXED, anywhere=False),
-    Family("waves-made", waves_made, DIMS),
+    Family("waves-made", waves_made, DIMS, mixes=True),
     Family("time", Timed, DIMS, 0.35, mixes=True, keeps=MADE),
 )
