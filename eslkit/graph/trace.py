@@ -358,22 +358,32 @@ def _mixed(
 
 
 def _joins(labels: Labels, owner: Mapping[int, int]) -> dict[int, tuple[Join, ...]]:
-    """Group number -> the operations that coupled its axes."""
-    starts = np.array([axis.first for axis in labels.axes])
+    """Group number -> the operations that coupled its axes, in the order of the forward pass."""
+    atoms, axes = labels.atoms, labels.axes
+    if not atoms.joins or not axes:
+        return {}
+    first = np.concatenate([left for _, left, _ in atoms.joins])
+    second = np.concatenate([right for _, _, right in atoms.joins])
+    sizes = [left.size for _, left, _ in atoms.joins]
+    where = np.repeat(np.arange(len(sizes)), sizes)
+    group = np.full(len(atoms.parent), -1)
+    group[list(owner)] = list(owner.values())
+    starts = np.array([axis.first for axis in axes])
+    ends = np.array([axis.first + axis.size for axis in axes])
 
-    def name(label: int) -> str:
-        axis = labels.axes[int(np.searchsorted(starts, label, side="right")) - 1]
-        inside = label < axis.first + axis.size
-        return f"{axis.name}:{axis.axis}" if inside else "a tensor of fixed size"
+    def axis_of(members: IntArray) -> IntArray:
+        found = np.searchsorted(starts, members, side="right") - 1
+        return np.where(members < ends[found], found, len(axes))
 
-    found: dict[int, dict[Join, None]] = {}
-    for where, first, second in labels.atoms.joins:
-        roots = labels.atoms.find(first)
-        for root, at in zip(*np.unique(roots, return_index=True), strict=True):
-            number = owner.get(int(root))
-            if number is not None:
-                join = Join(name(int(first[at])), name(int(second[at])), where)
-                found.setdefault(number, {})[join] = None
+    rows = np.stack([group[atoms.find(first)], where, axis_of(first), axis_of(second)])
+    base = len(axes) + 1
+    keys = ((rows[0] * len(sizes) + rows[1]) * base + rows[2]) * base + rows[3]
+    _, chosen = np.unique(keys[rows[0] >= 0], return_index=True)
+    names = [f"{axis.name}:{axis.axis}" for axis in axes] + ["a tensor of fixed size"]
+    found: dict[int, list[Join]] = {}
+    for number, operation, left, right in rows[:, rows[0] >= 0][:, chosen].T.tolist():
+        join = Join(names[left], names[right], atoms.joins[operation][0])
+        found.setdefault(number, []).append(join)
     return {number: tuple(joins) for number, joins in found.items()}
 
 
