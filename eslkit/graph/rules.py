@@ -172,8 +172,8 @@ def _table() -> dict[str, Rule]:
         (
             pointwise,
             "_to_copy to _prelu_kernel complex polar real imag _conj conj resolve_conj "
-            "native_dropout bernoulli where masked_fill addcmul addcdiv lerp arange_like rsub "
-            "view_dtype",
+            "native_dropout bernoulli hardswish uniform normal_functional where masked_fill "
+            "addcmul addcdiv lerp arange_like rsub view_dtype",
         ),
     ]
     return {name: rule for rule, names in families for name in names.split()}
