@@ -49,7 +49,7 @@ $(VENV)/.models: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.benchmarks: $(VENV)/.demo
-	$(PIP_INSTALL) -e '.[benchmarks]'
+	$(PIP_INSTALL) -e '.[benchmarks,models]'
 	@touch $@
 
 demo: $(VENV)/.demo

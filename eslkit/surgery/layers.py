@@ -64,8 +64,9 @@ def removable_layers(model: nn.Module, *, example_inputs: Any = None) -> tuple[R
         >>> from eslkit.surgery.layers import removable_layers
         >>> layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()]
         >>> layers += [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3)]
-        >>> [layer.modules for layer in removable_layers(nn.Sequential(*layers))]
-        [('2', '3')]
+        >>> for layer in removable_layers(nn.Sequential(*layers)):
+        ...     print(layer.modules)
+        ('2', '3')
     """
     traced = trace_fully(model, example_inputs=example_inputs)
     return tuple(_Search(model, traced).found())
