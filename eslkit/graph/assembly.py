@@ -1,4 +1,4 @@
-"""Labels, groups and levels -> the `ChannelGraph`: names, roles, what mixes, how axes were joined."""
+"""Labels, groups and levels -> the `ChannelGraph`: names, roles, what mixes, what joined axes."""
 
 from __future__ import annotations
 
