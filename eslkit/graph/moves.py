@@ -113,7 +113,7 @@ def pick(atoms: Atoms, op: Op) -> list[Value]:
 
 def concatenate(atoms: Atoms, op: Op) -> list[Value]:
     """cat: labels side by side; a tensor of fixed size adds channels that must stay."""
-    values = [value for value in op.args["tensors"] if value.shape != (0,)]
+    values = [value for value in op.args["tensors"] if 0 not in value.shape] or [op.x]
     if len(values) == 1:
         return [op.result(values[0].parts, free=values[0].free)]
     return [op.result(_join(atoms, values, dims_of(op, len(op.shapes[0]))[0], op.where))]

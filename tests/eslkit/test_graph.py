@@ -333,3 +333,22 @@ def test_channels_that_stand_last_for_a_while_are_no_positions() -> None:
         form.build(), width=1, depth=1, init="first", example_inputs=form.inputs()
     )
     assert any("level" in name for name in deeper.state_dict())
+
+
+class _PaddedToWindows(nn.Module):
+    """Tokens padded by some of their own to a multiple of the window: by none, where they fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        missing = -y.shape[1] % 4
+        return self.leave(torch.cat([y, y[:, y.shape[1] - missing :].flip(1)], dim=1))
+
+
+@pytest.mark.parametrize("tokens", [8, 6])
+def test_an_empty_tensor_in_a_concat_fixes_nothing(tokens: int) -> None:
+    graph = eslkit.trace(_PaddedToWindows(), example_inputs=torch.zeros(1, tokens, 3))
+    assert graph.widths == {"enter": 8}
