@@ -16,6 +16,7 @@ from torch import nn
 import eslkit
 from eslkit.errors import ResizeError
 from eslkit.graph.channels import ChannelGraph
+from tests.eslkit.families.all import FAMILIES
 from tests.eslkit.families.known import BROKEN
 from tests.eslkit.families.laws import (
     assert_partition,
@@ -72,8 +73,12 @@ def resized(form: Mixture, model: nn.Module, widths: dict[str, int], init: str) 
         raise
 
 
+# Where an orthogonal matrix is computed from all of a weight, none of it can be resized.
+PROTECTED = frozenset(found.name for found in FAMILIES if found.ratio > 0.5)
+
+
 @MANY
-@given(mixtures(without=BROKEN))
+@given(mixtures(without=BROKEN | PROTECTED))
 def test_all_axes_belong_to_groups_and_most_can_be_halved(form: Mixture) -> None:
     model, x = form.build(), form.inputs()
     graph = eslkit.trace(model, example_inputs=x)
