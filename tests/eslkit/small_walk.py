@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from eslkit.driver import walk
+from eslkit.driver import Event, walk
+from eslkit.manifest import StepRecord
 from eslkit.plan import LayerInfo, Plan, Step, fingerprint
 from eslkit.store import RunStore
 from eslkit.trainer import StepContext, as_trainer
@@ -130,6 +132,31 @@ class Loop:
                 torch.save(state, part)
                 part.replace(checkpoint)
         return {"loss": float(loss.detach()) if done < (step.iterations or 1) else 0.0}
+
+
+Fit = Callable[[nn.Module, StepContext], Mapping[str, float] | None]
+
+
+def run(
+    folder: Path | None,
+    trainer: Loop | Fit | None = None,
+    *,
+    plan: Plan | None = None,
+    model: nn.Module | None = None,
+    events: list[Event] | None = None,
+) -> tuple[nn.Module, tuple[StepRecord, ...]]:
+    return walk(
+        model or small_model(),
+        plan or small_plan(),
+        surgery=surgery,
+        trainer=as_trainer(trainer or Loop()),
+        store=None if folder is None else RunStore(folder),
+        callbacks=() if events is None else (events.append,),
+    )
+
+
+def final_bytes(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("steps/*/weights.safetensors"))]
 
 
 def main(folder: str, iterations: str, pause: str) -> None:

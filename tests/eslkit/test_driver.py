@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -26,36 +25,19 @@ from torch import nn
 from eslkit import files
 from eslkit.driver import Event, walk
 from eslkit.errors import ResizeError, StoreError, TrainingError
-from eslkit.manifest import StepRecord
-from eslkit.plan import Plan, Step
+from eslkit.plan import Step
 from eslkit.store import RunStore
 from eslkit.trainer import StepContext, as_trainer
-from tests.eslkit.small_walk import WIDTHS, Loop, Small, small_model, small_plan, surgery
-from tests.eslkit.small_walk import main as walk_small
-
-Fit = Callable[[nn.Module, StepContext], Mapping[str, float] | None]
-
-
-def run(
-    folder: Path | None,
-    trainer: Loop | Fit | None = None,
-    *,
-    plan: Plan | None = None,
-    model: nn.Module | None = None,
-    events: list[Event] | None = None,
-) -> tuple[nn.Module, tuple[StepRecord, ...]]:
-    return walk(
-        model or small_model(),
-        plan or small_plan(),
-        surgery=surgery,
-        trainer=as_trainer(trainer or Loop()),
-        store=None if folder is None else RunStore(folder),
-        callbacks=() if events is None else (events.append,),
-    )
-
-
-def final_bytes(folder: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(folder.glob("steps/*/weights.safetensors"))]
+from tests.eslkit.small_walk import (
+    WIDTHS,
+    Loop,
+    Small,
+    final_bytes,
+    run,
+    small_model,
+    small_plan,
+    surgery,
+)
 
 
 def failing_at(name: str, error: BaseException) -> Loop:
@@ -459,51 +441,3 @@ def test_a_file_in_the_way_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(StoreError, match="a file is in the way"):
         run(tmp_path / "run")
-
-
-def start_child(folder: Path, *, pause: float = 0.01) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.eslkit.small_walk", str(folder), "4", str(pause)]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-
-
-def wait_for_state(folder: Path, state: str) -> None:
-    for _ in range(600):
-        manifest = folder / "manifest.json"
-        if manifest.exists() and f'"{state}"' in manifest.read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no step became {state}")
-
-
-def test_killed_at_random_moments_it_ends_in_the_same_bits(tmp_path: Path) -> None:
-    run(tmp_path / "whole")
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["torch", "tests.eslkit.small_walk"])
-    draw = random.Random(4)
-    num_killed = 0
-    for repeat in range(6):
-        folder = tmp_path / str(repeat)
-        for _ in range(draw.randint(1, 3)):
-            child = processes.Process(target=walk_small, args=(str(folder), "4", "0.01"))
-            child.start()
-            child.join(draw.uniform(0.05, 0.4))
-            num_killed += child.is_alive()
-            child.kill()
-            child.join()
-        run(folder)
-        assert final_bytes(folder) == final_bytes(tmp_path / "whole")
-    assert num_killed > 0
-
-
-def test_sigterm_marks_the_step(tmp_path: Path) -> None:
-    child = start_child(tmp_path, pause=1)
-    wait_for_state(tmp_path, "running")
-    store = RunStore(tmp_path)
-    assert store.is_running()
-    with pytest.raises(StoreError, match=r"Another process is running in .*Wait until it has"):
-        run(tmp_path)
-    child.send_signal(signal.SIGTERM)
-    assert child.wait(10) == 128 + signal.SIGTERM
-    entry = store.manifest().steps[0]
-    assert (entry.state, entry.reason) == ("interrupted", "SIGTERM")
-    assert not store.is_running()
