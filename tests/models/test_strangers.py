@@ -6,23 +6,21 @@ from typing import Any
 
 import pytest
 
-pytestmark = [
-    pytest.mark.models,
-    # Warnings in the code of others are not ours to mend.
-    pytest.mark.filterwarnings("ignore"),
-]
+# Warnings in the code of others are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
-NAMES = """
+QUICK = ("unet/2d", "unet/3d-res", "unet/2d-preact")
+"""In every test run; their package comes with `dev`."""
+LARGE = """
 monai/unet3d-res monai/unet1d monai/unet-batch monai/dynunet monai/segresnet monai/segresnetds
 monai/vnet monai/swinunetr2d monai/autoencoder monai/mednext monai/diffusion-unet
 monai/autoencoderkl
-unet/2d unet/3d-res unet/2d-preact
-x-unet/xunet x-unet/xunet-convnext
-segformer-pytorch/segformer
+x-unet/xunet x-unet/xunet-convnext segformer-pytorch/segformer
 diffusers/unet2d diffusers/unet2d-cond diffusers/autoencoder-kl diffusers/vq diffusers/unet1d
 transformers/segformer transformers/glpn transformers/dpt transformers/swin2sr
 transformers/upernet-convnext transformers/depth-anything
 """.split()
+NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.models) for name in LARGE)]
 PHASES = ("trace", "expand", "expand_trains", "shrink", "shrink_trains", "back", "exact")
 
 
