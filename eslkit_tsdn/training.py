@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from eslkit.errors import InputError
-from eslkit_tsdn.data.crops import BatchSource, NoisyBatch
+from eslkit_tsdn.data.source import NoisyBatch, Source
 from eslkit_tsdn.losses import stage_l1
 from eslkit_tsdn.optimizer import make_optimizer
 
@@ -76,7 +76,7 @@ class DenoisingModule(LightningModule):
 class _Batches:
     """Batches from the iteration that the training stands at, one for every update left."""
 
-    def __init__(self, source: BatchSource, start: Callable[[], int], stop: int) -> None:
+    def __init__(self, source: Source, start: Callable[[], int], stop: int) -> None:
         self.source, self.start, self.stop = source, start, stop
 
     def __iter__(self) -> Iterator[NoisyBatch]:
@@ -94,7 +94,7 @@ class PhotoDataModule(LightningDataModule):
         iterations: how many updates the training has.
     """
 
-    def __init__(self, source: BatchSource, *, iterations: int) -> None:
+    def __init__(self, source: Source, *, iterations: int) -> None:
         super().__init__()
         self.source, self.iterations = source, iterations
 

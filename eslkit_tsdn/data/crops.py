@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +15,14 @@ from torch import Tensor
 
 from eslkit.errors import InputError
 from eslkit_tsdn.data.photos import Photo
+from eslkit_tsdn.data.source import NoisyBatch
 from eslkit_tsdn.noise import SONY_A7S2_ELD, CameraNoise, sample_noisy
 
-__all__ = ["BatchSource", "NoisyBatch", "random_crop", "seeded"]
+__all__ = ["BatchSource", "random_crop", "seeded"]
 
 # Packed planes are R, G1, B, G2; the cells of an RGGB mosaic in reading order R, G1, G2, B.
 # The permutation is its own inverse.
 READING_ORDER = [0, 1, 3, 2]
-
-
-class NoisyBatch(NamedTuple):
-    """What one iteration trains on.
-
-    Shapes: `noisy` and `clean` (batch, 4, crop, crop) in [0, 1], `ratio` (batch,).
-    """
-
-    noisy: Tensor
-    clean: Tensor
-    ratio: Tensor
 
 
 def seeded(*words: object) -> torch.Generator:

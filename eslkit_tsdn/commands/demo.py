@@ -1,0 +1,82 @@
+"""`eslkit-tsdn demo`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eslkit_tsdn.commands.exits import exit_codes
+
+__all__ = ["demo"]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for networks, numbers and the page.")] = Path(
+        "runs/demo"
+    ),
+    raw: Annotated[
+        Path | None, typer.Option(help="Folder of camera files, instead of packaged photographs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    iterations: Annotated[int | None, typer.Option(help="Updates in one training.")] = None,
+    widths: Annotated[
+        str | None, typer.Option(help="Channels of the small network, level by level: 8,16,32.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Crops in a batch.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of a crop, packed pixels.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at the start.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Trainings beside each other; 2 where there are 2 cores.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside.")] = False,
+) -> None:
+    """Train a small denoiser from scratch, for longer, and by Expand-Shrink-Learning; compare.
+
+    Takes some minutes. Stopped at any moment and started again, it goes on where it was.
+    """
+    asked = {
+        "raw": None if raw is None else str(raw.resolve()),
+        "seed": seed,
+        "iterations": iterations,
+        "widths": None if widths is None else widths.split(","),
+        "batch_size": batch,
+        "crop": crop,
+        "lr": lr,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    with exit_codes(out):
+        run(given, out=out, processes=processes, fresh=fresh)
+
+
+def run(given: dict[str, Any], *, out: Path, processes: int | None, fresh: bool) -> None:
+    """The demo with some settings given; torch is imported here, after --help."""
+    from pydantic import ValidationError
+    from rich.console import Console
+
+    from eslkit.errors import InputError
+    from eslkit_tsdn.demo.command import run_demo
+    from eslkit_tsdn.demo.settings import DemoSettings
+
+    try:
+        settings = DemoSettings(**given)
+    except ValidationError as error:
+        raise InputError(
+            f"A setting cannot be used: {'; '.join(map(told, error.errors()))}."
+        ) from error
+    console = Console()
+    began = time.monotonic()
+    run_demo(settings, out=out, processes=processes, fresh=fresh, console=console)
+    seconds = time.monotonic() - began
+    typer.echo(f"{out / 'report.html'} shows it all ({seconds:.0f} s).")
+
+
+def told(problem: Mapping[str, Any]) -> str:
+    """One problem that pydantic found."""
+    place = ".".join(map(str, problem["loc"]))
+    if not place:
+        return str(problem["ctx"]["error"])
+    return f"{place}: {problem['msg']}, got {problem['input']!r}"
