@@ -1,0 +1,345 @@
+"""Networks on disk: one small file for weights and architecture, and all other places they lie.
+
+The form is safetensors, with three entries in the file's metadata beside what the writer adds:
+`eslkit_network` (the version of the form, 1), `model` (a name of `ARCHITECTURES`) and `arguments`
+(JSON: what the class is called with, such as `{"widths": [16, 32, 64, 128], "stages": 2}`).
+A file without them, a PyTorch state_dict or a Lightning checkpoint serves as well: which network
+it belongs to is then read from the names and shapes of its tensors. Nothing is unpickled but
+tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from eslkit.errors import InputError, StoreError
+from eslkit.files import write_atomically
+from eslkit.plan import Step
+from eslkit.steps import apply_step
+from eslkit.store import RunStore, tensors_of
+from eslkit_tsdn.models import TSDN, SUNet, UNet
+
+__all__ = [
+    "ARCHITECTURES",
+    "NETWORK_FILE",
+    "Architecture",
+    "load_network",
+    "read_metadata",
+    "save_network",
+]
+
+NETWORK_FILE = "network.safetensors"
+"""The name under which a training's folder keeps its network."""
+
+_VERSION = "1"
+_OWN_KEYS = ("eslkit_network", "model", "arguments")
+_PREFIXES = ("network.", "module.", "_orig_mod.")  # Lightning's module, DataParallel, compile
+
+# What torch's restricted unpickler ends in on damaged and foreign files.
+_UNPICKLING = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
+    *(AttributeError, AssertionError, OverflowError, struct.error),
+)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built again from a few arguments."""
+
+    build: Callable[..., nn.Module]
+    """The class."""
+    arguments: Callable[[Shapes], dict[str, Any]]
+    """The arguments that give a state_dict of these shapes; a KeyError where none do."""
+
+
+def _unet_arguments(shapes: Shapes) -> dict[str, Any]:
+    """What a U-Net was called with."""
+    depth = sum(key.startswith("encoder.") and key.endswith(".conv1.weight") for key in shapes)
+    names = [*(f"encoder.{level}" for level in range(depth)), "middle"]
+    return {
+        "widths": [shapes[f"{name}.conv1.weight"][0] for name in names],
+        "in_channels": shapes["encoder.0.conv1.weight"][1],
+        "out_channels": shapes["out.weight"][0],
+    }
+
+
+def _tsdn_arguments(shapes: Shapes) -> dict[str, Any]:
+    """What a TSDN was called with: its first stage is a U-Net."""
+    prefix = "stages.0."
+    first = {key.removeprefix(prefix): shapes[key] for key in shapes if key.startswith(prefix)}
+    stages = {key.split(".")[1] for key in shapes if key.startswith("stages.")}
+    return {**_unet_arguments(first), "stages": len(stages)}
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "tsdn": Architecture(TSDN, _tsdn_arguments),
+    "unet": Architecture(UNet, _unet_arguments),
+    "sunet": Architecture(SUNet, _unet_arguments),
+}
+"""Every network that a file can name; those that could be taken for another stand behind it."""
+
+
+def save_network(
+    network: nn.Module, path: str | Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a network as one safetensors file that says how to build it.
+
+    Args:
+        network: of a class in `ARCHITECTURES`; it is not touched.
+        path: where; the folder is made when it is missing.
+        metadata: what else is worth knowing (how it was trained, its licence), text by name.
+
+    Raises:
+        InputError: the network is of another class, or changed in form (a level inserted), or
+            an entry of `metadata` has a name that the form needs.
+        StoreError: the file cannot be written.
+    """
+    notes = dict(metadata or {})
+    taken = sorted(notes.keys() & set(_OWN_KEYS))
+    if taken:
+        raise InputError(f"metadata names {taken}, which the file's own form needs; rename them.")
+    tensors = tensors_of(network)
+    name = next((n for n, each in ARCHITECTURES.items() if type(network) is each.build), None)
+    arguments = None if name is None else _fitting_arguments(ARCHITECTURES[name], tensors)
+    if name is None or arguments is None:
+        raise InputError(
+            f"This {type(network).__name__} cannot be built again from a name and a few arguments, "
+            f"so it cannot be saved as a network; known are {', '.join(ARCHITECTURES)}, in any "
+            "widths but without inserted levels. Keep it in the folder of its run, or save its "
+            "state_dict."
+        )
+    own = {"eslkit_network": _VERSION, "model": name, "arguments": json.dumps(arguments)}
+    write_atomically(Path(path), safetensors.torch.save(tensors, metadata={**own, **notes}))
+
+
+def load_network(
+    path: str | Path, *, model: str | None = None, step: str | None = None
+) -> nn.Module:
+    """Builds a network and gives it the weights that lie at a path.
+
+    Args:
+        path: a file `.safetensors`, or a PyTorch file of a state_dict (`.pt`, `.pth`, `.ckpt`);
+            the folder of a run of eslkit or of `eslkit-tsdn demo` (the network that
+            Expand-Shrink-Learning ends in), or a folder with a `network.safetensors`.
+        model: name of the network, a key of `ARCHITECTURES`, where the file does not say and
+            the shapes should not decide.
+        step: name of a step of a run, such as "EL"; None for the last.
+
+    Returns:
+        The network (an `nn.Module`), on the CPU in float32 and in inference mode.
+
+    Raises:
+        InputError: nothing that can be read lies there, it belongs to no known network, or it
+            holds values that are not finite.
+        StoreError: a run's folder is damaged, or the step is not finished.
+    """
+    path = Path(path)
+    if model is not None and model not in ARCHITECTURES:
+        raise InputError(f"model={model!r} is not known; known are {', '.join(ARCHITECTURES)}.")
+    if path.is_dir():
+        network = _from_folder(path, model=model, step=step)
+    elif step is not None:
+        raise InputError(f"{path} is no folder of a run, so it has no step {step!r}.")
+    else:
+        network = _from_file(path, model=model)
+    for key, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"{path}: {key} holds values that are not finite; train again.")
+    return network.eval()
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, empty where there is none.
+
+    Raises:
+        InputError: the file is absent or no safetensors file.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist; pass a file of weights (.safetensors, .pt) or a run's folder."
+        ) from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as a safetensors file: {error}.") from error
+
+
+# Files
+
+
+def _from_file(path: Path, *, model: str | None) -> nn.Module:
+    if path.suffix == ".safetensors":
+        metadata = read_metadata(path)
+        tensors = safetensors.torch.load_file(path)
+        if model is None and "eslkit_network" in metadata:
+            return _named(tensors, metadata, path)
+    else:
+        tensors = _unpickled(path)
+    return _recognised(tensors, model=model, where=path)
+
+
+def _named(tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path) -> nn.Module:
+    """The network that a file's metadata names."""
+    if metadata["eslkit_network"] != _VERSION:
+        raise InputError(
+            f"{path} is a network file of version {metadata['eslkit_network']!r}, this eslkit "
+            f"reads version {_VERSION}; update eslkit."
+        )
+    try:
+        architecture = ARCHITECTURES[metadata["model"]]
+        network = _build(architecture, json.loads(metadata["arguments"]))
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
+        raise InputError(
+            f"{path} names the network {metadata.get('model')!r} with "
+            f"{metadata.get('arguments')}, which does not fit its tensors ({error}). Pass model= "
+            f"(--model), one of {', '.join(ARCHITECTURES)}, to go by the shapes instead."
+        ) from error
+    return network
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a PyTorch file: a state_dict, or a checkpoint around one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what counts is the outcome
+            held: object = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist; pass a file of weights (.safetensors, .pt) or a run's folder."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except _UNPICKLING as error:
+        raise InputError(
+            f"{path} is no PyTorch file of plain tensors, and nothing else is unpickled. Save the "
+            "weights with torch.save(network.state_dict(), ...) or save_network(network, ...)."
+        ) from error
+    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
+        held = held["state_dict"]
+    if not isinstance(held, Mapping) or not held:
+        raise InputError(f"{path} holds a {type(held).__name__}; expected a state_dict of tensors.")
+    tensors = {str(key): value for key, value in cast(Mapping[object, object], held).items()}
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    strangers = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise InputError(
+            f"{path}: {strangers[0]} is no tensor; expected a state_dict, or a dictionary with one "
+            "under 'state_dict'."
+        )
+    return cast(dict[str, Tensor], tensors)
+
+
+def _recognised(tensors: dict[str, Tensor], *, model: str | None, where: Path) -> nn.Module:
+    """The network that tensors belong to, or an error that says what they are."""
+    network = _inferred(tensors, model=model)
+    if network is not None:
+        return network
+    first = ", ".join(f"{key} {tuple(tensors[key].shape)}" for key in sorted(tensors)[:3])
+    wanted = f"a {model}" if model else f"one of {', '.join(ARCHITECTURES)}"
+    raise InputError(
+        f"{where} holds {len(tensors)} tensors ({first}, ...) that are not those of {wanted}; "
+        "expected the state_dict of such a network, in any widths."
+    )
+
+
+def _inferred(tensors: dict[str, Tensor], *, model: str | None) -> nn.Module | None:
+    """The network whose state_dict has these names and shapes; None where there is none."""
+    for name, architecture in ARCHITECTURES.items():
+        if model in (None, name):
+            arguments = _fitting_arguments(architecture, tensors)
+            if arguments is not None:
+                network = _build(architecture, arguments)
+                network.load_state_dict(tensors)
+                return network
+    return None
+
+
+def _fitting_arguments(
+    architecture: Architecture, tensors: Mapping[str, Tensor]
+) -> dict[str, Any] | None:
+    """The arguments that give exactly these names and shapes; None where none do."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    try:
+        arguments = architecture.arguments(shapes)
+        with torch.device("meta"):
+            built = architecture.build(**arguments)
+    except (KeyError, IndexError, InputError):
+        return None
+    there = {key: tuple(tensor.shape) for key, tensor in built.state_dict().items()}
+    return arguments if there == shapes else None
+
+
+def _build(architecture: Architecture, arguments: Mapping[str, Any]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is left alone
+        return architecture.build(**arguments)
+
+
+# Folders
+
+
+def _from_folder(folder: Path, *, model: str | None, step: str | None) -> nn.Module:
+    if step is None and (folder / NETWORK_FILE).is_file():
+        return _from_file(folder / NETWORK_FILE, model=model)
+    for run in (RunStore(folder), RunStore(folder / "esl")):
+        if run.exists():
+            return _from_run(run, model=model, step=step)
+    raise InputError(
+        f"{folder} holds no network: neither {NETWORK_FILE} nor a run (manifest.json, or "
+        "esl/manifest.json of a demo). Pass a file of weights, or a run's folder."
+    )
+
+
+def _from_run(store: RunStore, *, model: str | None, step: str | None) -> nn.Module:
+    """The network of a step of a run, the last one unless another is named."""
+    names = [each.name for each in store.manifest().steps]
+    if step is not None and step not in names:
+        raise StoreError(f"{store.folder} has no step {step!r}; its steps are {', '.join(names)}.")
+    index = len(names) if step is None else names.index(step) + 1
+    finished = store.num_finished()
+    if index > finished:
+        ready = f"; finished are {', '.join(names[:finished])}" if finished else ""
+        raise StoreError(
+            f"Step {names[index - 1]} of the run in {store.folder} is not finished{ready}. Start "
+            "the run again to finish it, or name a finished step."
+        )
+    weights = store.weights(index)
+    plan = store.plan()
+    known = {each.build.__name__: name for name, each in ARCHITECTURES.items()}
+    model = model or known.get(plan.model.rpartition(".")[2])
+    network = _inferred(weights, model=model)
+    if network is None:  # an expanded network, which has inserted levels
+        network = _walked(store, plan.steps[:index], model=model)
+        network.load_state_dict(weights)
+    return network
+
+
+def _walked(store: RunStore, steps: tuple[Step, ...], *, model: str | None) -> nn.Module:
+    """The network of the last of these steps, built as the run built it; its weights are new."""
+    network = _recognised(store.start_weights(), model=model, where=store.folder)
+    plan = store.plan()
+    inputs = tuple(torch.zeros(shape) for shape in plan.inputs) or None
+    for step in steps:
+        init = "random" if step.phase == "expand" else "first"  # any policy gives these shapes
+        network = apply_step(
+            network, step.model_copy(update={"init": init}), plan=plan, example_inputs=inputs
+        )
+    return network
