@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eslkit.errors import InputError
+from eslkit_tsdn.models.checks import check_channels, check_size
 
 __all__ = ["SUNet", "UNet"]
 
@@ -68,7 +68,7 @@ class UNet(nn.Module):
         out_channels: int = 4,
     ) -> None:
         super().__init__()
-        check_channels(widths, in_channels, out_channels)
+        check_channels(widths, in_channels=in_channels, out_channels=out_channels)
         *outer, innermost = widths
         self.encoder = nn.ModuleList(
             ConvBlock(above, width) for above, width in pairwise((in_channels, *outer))
@@ -114,28 +114,3 @@ class SUNet(UNet):
         out_channels: int = 4,
     ) -> None:
         super().__init__(widths, in_channels, out_channels)
-
-
-def check_channels(widths: Sequence[int], in_channels: int, out_channels: int) -> None:
-    """Refuse what cannot be a network, before torch builds half of it."""
-    if len(widths) < 2:
-        raise InputError(
-            f"widths={tuple(widths)} has {len(widths)} level(s), but a U-Net needs at least two: "
-            "one around the pooling and the middle. Pass for example widths=(16, 32)."
-        )
-    named = {"in_channels": in_channels, "out_channels": out_channels}
-    for name, value in {**{f"widths[{i}]": w for i, w in enumerate(widths)}, **named}.items():
-        if value < 1:
-            raise InputError(f"{name}={value}: a number of channels must be 1 or more.")
-
-
-def check_size(x: Tensor, *, factor: int) -> None:
-    """Refuse an image that `factor` does not divide, and say what to pad it to."""
-    height, width = x.shape[-2:]
-    if height % factor or width % factor:
-        padded = (-(-height // factor) * factor, -(-width // factor) * factor)
-        raise InputError(
-            f"The input is {height}x{width}, but this network halves its input until both sides "
-            f"must be multiples of {factor}. Pad it to {padded[0]}x{padded[1]} (for example with "
-            "torch.nn.functional.pad(x, ..., mode='reflect')) and crop the output."
-        )
