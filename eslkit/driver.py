@@ -15,7 +15,6 @@ import copy
 import logging
 import os
 import platform
-import random
 import signal
 import threading
 import time
@@ -27,7 +26,6 @@ from importlib import metadata
 from types import FrameType
 from typing import Literal, NoReturn, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +33,7 @@ from eslkit.errors import EslError, StoreError, TrainingError
 from eslkit.manifest import StepRecord
 from eslkit.plan import Plan, Step
 from eslkit.ranks import rank
+from eslkit.seeding import seeded
 from eslkit.store import RunStore, tensors_of
 from eslkit.trainer import StepContext, Trainer, checked_metrics
 
@@ -193,7 +192,7 @@ def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor
     run.tell(Event("started", step, num_steps))
     began = time.monotonic()
     try:
-        with _seeded(step.seed + rank()):
+        with seeded(step.seed + rank()):
             metrics = run.trainer.fit(trained, context)
         weights = tensors_of(trained)
         _check_weights(weights, _tensors(network), where=where)
@@ -288,25 +287,6 @@ def _load(network: nn.Module, weights: dict[str, Tensor]) -> None:
             "The stored weights do not fit the network that this eslkit builds for the step: "
             f"{error}. Use the version of eslkit that the run was started with, or another folder."
         ) from error
-
-
-@contextmanager
-def _seeded(seed: int) -> Generator[None]:
-    """Seed every generator that a trainer is likely to use; give the caller's back afterwards."""
-    python, cpu = random.getstate(), torch.get_rng_state()
-    legacy = np.random.get_state()  # noqa: NPY002  the global generator is what trainers use
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 @contextmanager

@@ -39,7 +39,10 @@ except ImportError as error:
         "eslkit.lightning needs Lightning, which is not installed: pip install 'eslkit[lightning]'."
     ) from error
 
-__all__ = ["LightningTrainer"]
+__all__ = ["CHECKPOINT", "LightningTrainer", "fit_resumably"]
+
+CHECKPOINT = "last.ckpt"
+"""The file that a training which was interrupted goes on from, in its folder."""
 
 Data = Any  # a LightningDataModule, or whatever Trainer.fit takes as train_dataloaders
 MakeModule = Callable[[nn.Module, StepContext], pl.LightningModule]
@@ -102,37 +105,66 @@ class LightningTrainer:
         Raises:
             InputError: neither the schedule nor the settings say how long to train.
         """
-        with _quiet(active=self.quiet), _interrupts():
-            checkpoints = None
-            if step.folder is not None:
-                checkpoints = _Checkpoints(step.folder / "last.ckpt", every=self.checkpoint_every)
-            trainer = self._trainer(step, checkpoints)
+        with _quiet(active=self.quiet):
+            trainer = self._trainer(step)
             module = self.make_module(model, step)
             data = self.data
             if callable(data) and not isinstance(data, pl.LightningDataModule):
                 data = data(step)
-            resume = None if checkpoints is None else checkpoints.found()
-            if isinstance(data, pl.LightningDataModule):
-                trainer.fit(module, datamodule=data, ckpt_path=resume)
-            else:
-                trainer.fit(module, train_dataloaders=data, ckpt_path=resume)
-            before = {} if checkpoints is None else checkpoints.metrics
-            return {**before, **_metrics(trainer)}
+        return fit_resumably(
+            lambda: trainer,
+            module,
+            data,
+            folder=step.folder,
+            checkpoint_every=self.checkpoint_every,
+            quiet=self.quiet,
+        )
 
-    def _trainer(self, step: StepContext, checkpoints: _Checkpoints | None) -> pl.Trainer:
+    def _trainer(self, step: StepContext) -> pl.Trainer:
         if self.make_trainer is not None:
-            trainer = self.make_trainer(step)
-            if checkpoints is not None:
-                callbacks = cast(list[Callback], cast(Any, trainer).callbacks)
-                callbacks.append(checkpoints)
-            return trainer
+            return self.make_trainer(step)
         settings = _settings(self.trainer_kwargs, step)
         callbacks = list(cast(Sequence[Callback], settings.pop("callbacks", None) or ()))
-        if checkpoints is not None:
-            callbacks.append(checkpoints)
         asked = any(isinstance(callback, Checkpoint) for callback in callbacks)
         settings.setdefault("enable_checkpointing", asked)
         return pl.Trainer(callbacks=callbacks, **settings)
+
+
+def fit_resumably(
+    make_trainer: Callable[[], pl.Trainer],
+    module: pl.LightningModule,
+    data: Data,
+    *,
+    folder: Path | None = None,
+    checkpoint_every: int | None = None,
+    quiet: bool = True,
+) -> dict[str, float]:
+    """Train with Lightning, or go on from the checkpoint that an earlier call left.
+
+    Args:
+        make_trainer: gives the Lightning Trainer.
+        module: what is trained.
+        data: a LightningDataModule or train dataloaders.
+        folder: keeps `last.ckpt`; None keeps nothing.
+        checkpoint_every: optimizer updates between checkpoints; None for the end of each epoch.
+        quiet: keep Lightning's banners, tips and well-known warnings back.
+
+    Returns:
+        What the module logged last, by name.
+    """
+    with _quiet(active=quiet), _interrupts():
+        trainer = make_trainer()
+        checkpoints = None
+        if folder is not None:
+            checkpoints = _Checkpoints(folder / CHECKPOINT, every=checkpoint_every)
+            cast(list[Callback], cast(Any, trainer).callbacks).append(checkpoints)
+        resume = None if checkpoints is None else checkpoints.found()
+        if isinstance(data, pl.LightningDataModule):
+            trainer.fit(module, datamodule=data, ckpt_path=resume)
+        else:
+            trainer.fit(module, train_dataloaders=data, ckpt_path=resume)
+        before = {} if checkpoints is None else checkpoints.metrics
+        return {**before, **_metrics(trainer)}
 
 
 def _settings(given: Mapping[str, Any], step: StepContext) -> dict[str, Any]:

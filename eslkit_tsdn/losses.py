@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from eslkit.errors import InputError
+from eslkit_tsdn.data.source import NoisyBatch
 
-__all__ = ["stage_l1"]
+__all__ = ["Loss", "all_stages_l1", "stage_l1"]
+
+Loss = Callable[[nn.Module, NoisyBatch], Tensor]
+"""(network in training mode, batch) -> scalar. It calls the network itself."""
 
 
 def stage_l1(
@@ -44,3 +48,24 @@ def stage_l1(
         factor * F.l1_loss(image, target) for factor, image in zip(factors, images, strict=True)
     ]
     return sum(errors[1:], start=errors[0])
+
+
+def all_stages_l1(
+    network: nn.Module, batch: NoisyBatch, *, weights: Sequence[float] | None = None
+) -> Tensor:
+    """What trainings minimize where nothing else is asked for: L1 on the image of every stage.
+
+    Args:
+        network: gives one image or the images of all stages in training.
+        batch: what it is shown.
+        weights: one factor per stage; all 1 if left out.
+
+    Returns:
+        A scalar, computed in float32 whatever the network computes in.
+
+    Raises:
+        InputError: another number of weights than of stages.
+    """
+    outputs = network(batch.noisy)
+    images = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    return stage_l1([image.float() for image in images], batch.clean, weights=weights)

@@ -27,16 +27,18 @@ def learning_rate_factor(iteration: int, *, iterations: int) -> float:
 
 
 def make_optimizer(
-    network: nn.Module, *, lr: float, iterations: int
+    network: nn.Module, *, lr: float, iterations: int, fused: bool = False
 ) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
     """The paper's Adam, and the scheduler to be stepped after every update.
 
     Args:
-        network: whose parameters are trained.
+        network: whose parameters are trained, those that require a gradient.
         lr: learning rate at the start; 1e-4 in the paper.
         iterations: updates in the whole training.
+        fused: update all parameters in one kernel.
     """
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=lr, fused=fused or None)  # None: torch's choice
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda iteration: learning_rate_factor(iteration, iterations=iterations)
     )

@@ -7,29 +7,27 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from eslkit.driver import Event, walk
 from eslkit.files import write_atomically
-from eslkit.lightning import LightningTrainer
 from eslkit.plan import Plan, Step
 from eslkit.schedule import Schedule, StepRecord, schedule
 from eslkit.steps import apply_step
 from eslkit.store import RunStore
 from eslkit.trainer import StepContext
 from eslkit.words import describe
+from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.crops import BatchSource
 from eslkit_tsdn.data.photos import Photo
 from eslkit_tsdn.demo.progress import DemoProgress, Listener, Work
 from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoSettings, Row
 from eslkit_tsdn.demo.worker import ScratchWorker
 from eslkit_tsdn.evaluation import TestPair, evaluate
+from eslkit_tsdn.fitting import fit
 from eslkit_tsdn.models import TSDN
-from eslkit_tsdn.training import DenoisingModule, PhotoDataModule
 
 __all__ = [
     "Runs",
@@ -118,23 +116,6 @@ class DemoTrainer:
 
     def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
         """Train `model` in place; PSNR and SSIM at every ratio."""
-        trainer = LightningTrainer(
-            self._module,
-            self._data,
-            checkpoint_every=CHECKPOINT_EVERY,
-            accelerator="cpu",
-            callbacks=[ShowLoss(self.listener, step.name, self.worker)],
-        )
-        trainer.fit(model, step)
-        return evaluate(model, self.pairs)
-
-    def _iterations(self, step: StepContext) -> int:
-        return step.iterations or self.settings.iterations
-
-    def _module(self, network: nn.Module, step: StepContext) -> LightningModule:
-        return DenoisingModule(network, iterations=self._iterations(step), lr=self.settings.lr)
-
-    def _data(self, step: StepContext) -> PhotoDataModule:
         source = BatchSource(
             self.photos,
             batch_size=self.settings.batch_size,
@@ -142,25 +123,22 @@ class DemoTrainer:
             gain=self.settings.gain,
             seed=f"{self.settings.seed}/{step.index}",
         )
-        return PhotoDataModule(source, iterations=self._iterations(step))
+        iterations = step.iterations or self.settings.iterations
+        fit(
+            model,
+            source,
+            budget=Budget(iterations=iterations, lr=self.settings.lr),
+            seed=step.seed,
+            folder=step.folder,
+            listener=partial(self._tell, step.name),
+            machine=Machine(device="cpu"),
+            checkpoint_every=CHECKPOINT_EVERY,
+        )
+        return evaluate(model, self.pairs)
 
-
-class ShowLoss(Callback):
-    """Hands iteration and loss to the listener, and stops when the worker has failed."""
-
-    def __init__(self, listener: Listener, name: str, worker: ScratchWorker | None) -> None:
-        self.listener, self.name, self.worker = listener, name, worker
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """One update was made."""
-        self.listener.update(self.name, trainer.global_step, float(outputs["loss"]))
+    def _tell(self, name: str, iteration: int, loss: float) -> None:
+        """Hands on how far it is, and stops when the worker has failed."""
+        self.listener.update(name, iteration, loss)
         if self.worker is not None:
             self.worker.check()
 

@@ -14,7 +14,7 @@ from eslkit_tsdn.data.crops import BatchSource
 from eslkit_tsdn.losses import stage_l1
 from eslkit_tsdn.models import TSDN
 from eslkit_tsdn.optimizer import make_optimizer
-from eslkit_tsdn.training import DenoisingModule, PhotoDataModule
+from eslkit_tsdn.training import DenoisingModule, SourceDataModule
 from tests.eslkit_tsdn.fakes import drawn_photos
 
 # Lightning 2.6 asks torch 2.13 in a way that torch has deprecated.
@@ -57,7 +57,7 @@ def fit(model: nn.Module, *callbacks: Callback, resume: Path | None = None) -> N
         callbacks=list(callbacks),
     )
     module = DenoisingModule(model, iterations=ITERATIONS, lr=1e-2, weights=WEIGHTS)
-    data = PhotoDataModule(source(), iterations=ITERATIONS)
+    data = SourceDataModule(source(), iterations=ITERATIONS)
     loop.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     assert loop.global_step == ITERATIONS
 
