@@ -196,8 +196,8 @@ def raw_photos(
         path for path in folder.rglob("*") if path.suffix.lower() in RAW_SUFFIXES and path.is_file()
     )
     photos: list[Photo] = []
-    for index in _evenly(len(files), max_photos):
-        photo = _raw_photo(files[index], folder=folder, max_side=max_side, max_iso=max_iso)
+    for index in evenly(len(files), max_photos):
+        photo = raw_photo(files[index], folder=folder, max_side=max_side, max_iso=max_iso)
         if photo is not None:
             photos.append(photo)
     if not photos:
@@ -241,12 +241,12 @@ def unprocess(
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise InputError(f"expected H x W x 3 in uint8, got {rgb.shape} in {rgb.dtype}")
-    return _unprocess(
+    return unprocess_unit(
         rgb / 255.0, white_balance, color_matrix, smoothstep=smoothstep, low_pass=low_pass
     )
 
 
-def _unprocess(
+def unprocess_unit(
     rgb: NDArray[np.float64],
     white_balance: tuple[float, float, float],
     color_matrix: ArrayLike | None,
@@ -292,11 +292,11 @@ def _packaged_photo(name: str) -> Photo:
     with Image.open(path) as image:
         rgb = np.asarray(image.convert("RGB")) / 255.0
     balance = WHITE_BALANCES[hashlib.sha256(name.encode()).digest()[0] % len(WHITE_BALANCES)]
-    packed = _unprocess(_area(rgb, factor), balance, SONY_A7S2_MATRIX)
+    packed = unprocess_unit(area_average(rgb, factor), balance, SONY_A7S2_MATRIX)
     return Photo(name, packed, balance, SONY_A7S2_MATRIX)
 
 
-def _area(rgb: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
+def area_average(rgb: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
     """Averages squares of factor x factor pixels, in linear light."""
     if factor == 1:
         return rgb
@@ -305,7 +305,7 @@ def _area(rgb: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
     return srgb_encode(cells.reshape(rows, factor, columns, factor, 3).mean(axis=(1, 3)))
 
 
-def _raw_photo(path: Path, *, folder: Path, max_side: int, max_iso: int) -> Photo | None:
+def raw_photo(path: Path, *, folder: Path, max_side: int, max_iso: int) -> Photo | None:
     """Reads one camera file; None where its ISO is above `max_iso`."""
     raw = read_raw(path)
     if raw.iso is not None and raw.iso > max_iso:
@@ -318,7 +318,7 @@ def _raw_photo(path: Path, *, folder: Path, max_side: int, max_iso: int) -> Phot
     return Photo(name, packed, raw.white_balance, raw.color_matrix)
 
 
-def _evenly(num_files: int, num_wanted: int) -> list[int]:
+def evenly(num_files: int, num_wanted: int) -> list[int]:
     """Indices of `num_wanted` files, evenly spaced; all where there are no more."""
     if num_files <= num_wanted:
         return list(range(num_files))
