@@ -1,4 +1,7 @@
-"""Rules of operations that sum over an axis together with a weight: convolutions, products."""
+"""Rules of operations that sum over an axis of two tensors, and of what undoes that.
+
+Convolutions, matrix products, inverses, solved systems of equations.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from eslkit.graph.atoms import Atoms, IntArray, Product
 from eslkit.graph.ops import Op, Parts
 from eslkit.graph.values import Value, flat, merge, pin_all, support
 
-__all__ = ["convolution", "matrix"]
+__all__ = ["convolution", "invert", "matrix", "solve"]
 
 
 def batched(value: Value, axes: Sequence[int]) -> Value:
@@ -199,3 +202,27 @@ def _grouped(
     for labels in outs:
         atoms.set_role(flat(labels), "producer")
     return outs
+
+
+def invert(atoms: Atoms, op: Op) -> list[Value]:
+    """inv, cholesky: rows and columns must stay, for copies of one make the matrix singular."""
+    rank = len(op.x.shape)
+    return op.results(_whole(atoms, op, op.x, (rank - 2, rank - 1)))
+
+
+def solve(atoms: Atoms, op: Op) -> list[Value]:
+    """solve: as `invert` for the matrix; of the other side, the axis along the unknowns stays."""
+    swapped = op.name == "cholesky_solve"  # the right-hand side first, then the matrix
+    matrix, side = op.values[1::-1] if swapped else op.values[:2]
+    rank = len(matrix.shape)
+    _whole(atoms, op, matrix, (rank - 2, rank - 1))
+    vectors = len(side.shape) < rank
+    unknowns = len(side.shape) - (1 if vectors or not op.args.get("left", True) else 2)
+    kept = _whole(atoms, op, side, (unknowns,))
+    fits = len(op.shapes[0]) == len(side.shape)
+    return [op.result(kept if fits and i == 0 else (), i) for i in range(len(op.shapes))]
+
+
+def _whole(atoms: Atoms, op: Op, value: Value, axes: Sequence[int]) -> list[Tensor]:
+    reason = f"{op.where} solves a system of that size, which copies of one would make singular"
+    return pin_all(atoms, value.parts, axes, reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.eslkit.families import attention, convolutions, moves, norms, others
+from tests.eslkit.families import attention, convolutions, moves, norms, others, solving
 from tests.eslkit.families.family import Family
 
 __all__ = ["FAMILIES", "family"]
@@ -13,6 +13,7 @@ FAMILIES: tuple[Family, ...] = (
     *moves.FAMILIES,
     *norms.FAMILIES,
     *others.FAMILIES,
+    *solving.FAMILIES,
 )
 
 
