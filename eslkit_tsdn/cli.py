@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from eslkit_tsdn.commands.demo import demo
+from eslkit_tsdn.commands.prepare import prepare
+from eslkit_tsdn.commands.verify import verify
 
 __all__ = ["app"]
 
@@ -22,5 +24,5 @@ def main() -> None:
     """Raw low-light denoising, trained by Expand-Shrink-Learning."""
 
 
-for command in (demo,):
+for command in (demo, prepare, verify):
     app.command()(command)

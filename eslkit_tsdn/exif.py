@@ -1,8 +1,8 @@
-"""Exposure time and ISO out of TIFF-like raw files (DNG, ARW, NEF, CR2, PEF, ...).
+"""Exposure time, ISO and camera out of TIFF-like raw files (DNG, ARW, NEF, CR2, PEF, ...).
 
-LibRaw reports both for most cameras; this reader serves the files for which it does not (a DNG
-that keeps its ISO in the first directory) and the releases of rawpy that do not hand them on.
-It reads a few hundred bytes, follows no pointer out of the file and never raises on a file's
+LibRaw reports the first two for most cameras; this reader serves the files for which it does not
+(a DNG that keeps its ISO in the first directory) and the releases of rawpy that do not hand them
+on. It reads a few hundred bytes, follows no pointer out of the file and never raises on a file's
 contents: a damaged directory is an empty one.
 """
 
@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["read_exposure"]
+__all__ = ["read_camera", "read_exposure"]
 
 _EXPOSURE_TIME = 33434
 _ISO = 34855
 _EXIF_DIRECTORY = 34665
+_MAKER, _MODEL = 271, 272
+_ASCII = 2
 _MAX_ENTRIES = 512
+_MAX_TEXT = 256
 _FORMATS = {1: "B", 3: "H", 4: "I", 5: "II", 9: "i", 10: "ii", 11: "f", 12: "d"}
 """TIFF field types that hold numbers; two letters stand for a fraction."""
 
@@ -45,19 +48,61 @@ def read_exposure(path: Path) -> tuple[float | None, int | None]:
     return (exposure if exposure > 0 else None), (round(iso) if iso >= 1 else None)
 
 
+def read_camera(path: Path) -> str | None:
+    """Reads maker and model of a TIFF-like file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Such as "SONY ILCE-7SM2"; a maker that the model repeats stands there once. None where the
+        file does not tell.
+    """
+    words: dict[int, str] = {}
+    with path.open("rb") as file:
+        head = file.read(8)
+        order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
+        if order is None or len(head) < 8:
+            return None
+        for tag, kind, num_values, field in _entries(
+            file, offset=struct.unpack(order + "I", head[4:])[0], order=order
+        ):
+            if tag in (_MAKER, _MODEL) and kind == _ASCII and num_values <= _MAX_TEXT:
+                words[tag] = _text(file, num_values, field=field, order=order)
+    maker, model = words.get(_MAKER, ""), words.get(_MODEL, "")
+    if maker and model.upper().startswith(maker.upper()):
+        maker = ""
+    return f"{maker} {model}".strip() or None
+
+
 def _directory(file: BinaryIO, *, offset: int, order: str) -> Iterator[tuple[int, float]]:
     """Yields tag and first value of a directory's entries that hold numbers."""
+    for tag, kind, num_values, field in _entries(file, offset=offset, order=order):
+        if tag not in (_EXPOSURE_TIME, _ISO, _EXIF_DIRECTORY) or kind not in _FORMATS:
+            continue
+        value = _first_value(file, kind, num_values, field=field, order=order)
+        if value is not None:
+            yield tag, value
+
+
+def _entries(file: BinaryIO, *, offset: int, order: str) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yields tag, type, number of values and the last four bytes of a directory's entries."""
     file.seek(offset)
     count = file.read(2)
     num_entries = struct.unpack(order + "H", count)[0] if len(count) == 2 else 0
     block = file.read(12 * min(num_entries, _MAX_ENTRIES))
     for start in range(0, len(block) - 11, 12):
         tag, kind, num_values = struct.unpack(order + "HHI", block[start : start + 8])
-        if tag not in (_EXPOSURE_TIME, _ISO, _EXIF_DIRECTORY) or kind not in _FORMATS:
-            continue
-        value = _first_value(file, kind, num_values, field=block[start + 8 :][:4], order=order)
-        if value is not None:
-            yield tag, value
+        yield tag, kind, num_values, block[start + 8 : start + 12]
+
+
+def _text(file: BinaryIO, num_bytes: int, *, field: bytes, order: str) -> str:
+    """Returns an entry's text up to its first 0, what is not ASCII left out."""
+    if num_bytes > 4:
+        file.seek(struct.unpack(order + "I", field)[0])
+        field = file.read(num_bytes)
+    text = field[:num_bytes].partition(b"\0")[0].decode("ascii", errors="ignore")
+    return " ".join("".join(filter(str.isprintable, text)).split())
 
 
 def _first_value(

@@ -10,10 +10,6 @@ Axes: H, W = mosaic rows and columns; h = H // 2, w = W // 2.
 from __future__ import annotations
 
 import io
-import os
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +20,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from eslkit.errors import InputError
 from eslkit_tsdn.color import camera_to_srgb, srgb_encode
-from eslkit_tsdn.exif import read_exposure
+from eslkit_tsdn.exif import read_camera, read_exposure
+from eslkit_tsdn.quiet import native_stderr_off
 
-__all__ = ["Pattern", "RawImage", "normalize", "pack", "read_raw", "render", "unpack"]
+__all__ = [
+    "Pattern",
+    "RawImage",
+    "normalize",
+    "normalize_mosaic",
+    "pack",
+    "read_raw",
+    "render",
+    "unpack",
+]
 
 Pattern = tuple[tuple[int, int], tuple[int, int]]
 """Colour codes of the mosaic's first 2x2 pixels, row by row."""
@@ -69,6 +75,8 @@ class RawImage:
     """ISO speed."""
     path: Path
     """The file."""
+    camera: str | None = None
+    """Maker and model, where the file is TIFF-like (DNG, ARW, NEF, CR2, ...) and states them."""
 
 
 def read_raw(path: str | Path) -> RawImage:
@@ -90,7 +98,7 @@ def read_raw(path: str | Path) -> RawImage:
     if not head.startswith(_RAW_HEADS) and head[4:8] != b"ftyp" and _guessed_by_size(path, head):
         raise _refuse(path, _name_kind(head))
     try:
-        with rawpy.RawPy() as raw, _native_stderr_off():
+        with rawpy.RawPy() as raw, native_stderr_off():
             _open(raw, path)
             return _interpret(raw, path)
     except rawpy.LibRawFileUnsupportedError as error:  # pyright: ignore[reportAttributeAccessIssue]
@@ -154,11 +162,38 @@ def normalize(raw: RawImage) -> NDArray[np.float32]:
     Returns:
         4 x h x w in [0, 1], order R, G1, B, G2.
     """
-    black = np.array(raw.black, dtype=np.float32)[:, None, None]
-    planes = pack(raw.mosaic, raw.pattern).astype(np.float32)
-    planes -= black
-    planes /= np.float32(raw.white) - black
-    return np.clip(planes, 0.0, 1.0, out=planes)
+    unit = normalize_mosaic(raw.mosaic, pattern=raw.pattern, black=raw.black, white=raw.white)
+    return pack(unit, raw.pattern)
+
+
+def normalize_mosaic(
+    mosaic: NDArray[np.uint16],
+    *,
+    pattern: Pattern,
+    black: tuple[float, float, float, float],
+    white: float,
+) -> NDArray[np.float32]:
+    """Scales a mosaic so that black is 0 and white is 1; values beyond are clipped.
+
+    Args:
+        mosaic: H x W sensor values.
+        pattern: colour codes of its first 2x2 pixels.
+        black: black level of R, G1, B, G2, in DN.
+        white: white level, in DN.
+
+    Returns:
+        H x W in [0, 1].
+
+    Raises:
+        InputError: the pattern is not a Bayer phase.
+    """
+    unit = mosaic.astype(np.float32)
+    sites = _sites(pattern)
+    parts = [unit] if len(set(black)) == 1 else [unit[i::2, j::2] for i, j in sites]
+    for part, level in zip(parts, black, strict=False):
+        part -= np.float32(level)
+        part /= np.float32(white) - np.float32(level)
+    return np.clip(unit, 0.0, 1.0, out=unit)
 
 
 def render(
@@ -254,45 +289,6 @@ def _guessed_by_size(path: Path, head: bytes) -> bool:
     return False
 
 
-_stderr_lock = threading.Lock()
-_stderr_users = 0
-_stderr_saved = -1
-
-
-@contextmanager
-def _native_stderr_off() -> Generator[None]:
-    """Keeps LibRaw from printing to the process's stderr beside the error that is raised.
-
-    Counted, so that several threads can decode at once and the last one restores it.
-    """
-    global _stderr_users, _stderr_saved  # noqa: PLW0603
-    with _stderr_lock:
-        if _stderr_users == 0:
-            _stderr_saved = _divert_stderr()
-        _stderr_users += 1
-    try:
-        yield
-    finally:
-        with _stderr_lock:
-            _stderr_users -= 1
-            if _stderr_users == 0 and _stderr_saved >= 0:
-                os.dup2(_stderr_saved, 2)
-                os.close(_stderr_saved)
-                _stderr_saved = -1
-
-
-def _divert_stderr() -> int:
-    """Points descriptor 2 at nothing; returns a copy of the old one, -1 where there is none."""
-    try:
-        saved = os.dup(2)
-    except OSError:
-        return -1
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    return saved
-
-
 def _open(raw: rawpy.RawPy, path: Path) -> None:
     """Opens and decodes a file; refuses one that holds a second frame."""
     raw.open_file(str(path))
@@ -331,6 +327,7 @@ def _interpret(raw: rawpy.RawPy, path: Path) -> RawImage:
         exposure=exposure,
         iso=iso,
         path=path,
+        camera=read_camera(path),
     )
 
 
