@@ -1,40 +1,78 @@
-"""What a network does to test photographs at fixed exposure ratios, in PSNR and SSIM."""
+"""What a network does to test pictures at fixed exposure ratios: PSNR, SSIM, noise that is left.
+
+Pairs may be read when they are asked for: one at a time is looked at, and none is kept.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eslkit.errors import InputError
 from eslkit_tsdn.data.crops import seeded
 from eslkit_tsdn.data.photos import Photo
-from eslkit_tsdn.metrics import eld_protocol, psnr, ssim
+from eslkit_tsdn.metrics import Protocol, eld_protocol, plain_protocol, residual_noise
+from eslkit_tsdn.models import TSDN
 from eslkit_tsdn.noise import SONY_A7S2_ELD, CameraNoise, sample_noisy
 
-__all__ = ["TEST_RATIOS", "TestPair", "evaluate", "evaluate_input", "restore", "test_pairs"]
+__all__ = [
+    "TEST_RATIOS",
+    "Measured",
+    "Restore",
+    "TestPair",
+    "evaluate",
+    "evaluate_input",
+    "means",
+    "measured",
+    "restore",
+    "stage_images",
+    "test_pairs",
+]
 
 TEST_RATIOS = (100, 250, 300)
 """The exposure ratios of SID's test pictures, as in the paper's tables."""
 
 
-@dataclass(frozen=True)
+Restore = Callable[[nn.Module, Tensor], Tensor]
+"""(network, noisy) -> restored, each (batch, 4, h, w); the restored one on the CPU."""
+
+
+@dataclass(frozen=True, eq=False)
 class TestPair:
-    """A clean test picture, and one noisy short exposure of it."""
+    """A noisy short exposure, amplified, and the clean long one of the same scene."""
 
     __test__ = False  # not a test of pytest's
 
-    photo: Photo
-    """Where it comes from; its white balance and colour matrix are needed to look at it."""
+    name: str
+    """Where it comes from."""
     ratio: int
-    """Exposure ratio; the noisy picture is amplified by it."""
+    """Exposure ratio, to a whole number; the noisy picture is amplified by the exact one."""
     noisy: Tensor
-    """(1, 4, h, w) in [0, 1]."""
+    """(1, 4, h, w) float32 in [0, 1], order R, G1, B, G2."""
     clean: Tensor
-    """(1, 4, h, w) in [0, 1]."""
+    """(1, 4, h, w) float32 in [0, 1]."""
+    white_balance: tuple[float, float, float]
+    """Gains of R, G, B that make grey grey, G = 1."""
+    color_matrix: NDArray[np.float64] | None
+    """3x3, white-balanced camera colours to linear sRGB; None where unknown."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one picture."""
+
+    name: str
+    """Of the test pair."""
+    ratio: int
+    """Exposure ratio."""
+    values: Mapping[str, float]
+    """By name, as `measured` gives them."""
 
 
 def test_pairs(
@@ -72,7 +110,9 @@ def test_pairs(
             clean = centre(photo, largest=largest, multiple=multiple)[None]
             generator = seeded("test", seed, photo.name, ratio)
             noisy = sample_noisy(clean, float(ratio), camera=camera, generator=generator, K=gain)
-            pairs.append(TestPair(photo, ratio, noisy, clean))
+            pairs.append(
+                TestPair(photo.name, ratio, noisy, clean, photo.white_balance, photo.color_matrix)
+            )
     return tuple(pairs)
 
 
@@ -107,33 +147,98 @@ def restore(network: nn.Module, noisy: Tensor) -> Tensor:
         network.train(training)
 
 
-def evaluate(network: nn.Module, pairs: Sequence[TestPair]) -> dict[str, float]:
+def stage_images(
+    network: nn.Module, noisy: Tensor, *, restore: Restore = restore
+) -> tuple[Tensor, ...]:
+    """The images of all stages in inference, the last being the network's own.
+
+    Args:
+        network: a `TSDN`, whose stages restore one after the other, or any other network.
+        noisy: (batch, 4, h, w).
+        restore: runs a network, or one of its stages, on an image.
+
+    Returns:
+        One image for each stage of a TSDN, one for any other network; (batch, 4, h, w).
+    """
+    if not isinstance(network, TSDN):
+        return (restore(network, noisy),)
+    images = [noisy]
+    for stage in network.stages:
+        images.append(restore(stage, images[-1]))
+    return tuple(images[1:])
+
+
+def measured(
+    network: nn.Module,
+    pairs: Iterable[TestPair],
+    *,
+    protocol: Protocol,
+    restore: Restore = restore,
+) -> Iterator[Measured]:
+    """Measures a network on one pair after the other.
+
+    Args:
+        network: gives one image of the shape of its input in inference; it is left as it was.
+        pairs: what to test on; each is read once.
+        protocol: how pictures are cut and compared.
+        restore: runs a network on an image; another one may go through tiles.
+
+    Yields:
+        Values of one picture: `psnr` (dB) and `ssim` of the output, `input_psnr` and `input_ssim`
+        of the noisy picture, and what is left of the noise (the paper's Table VI), in units of
+        the white level: `noise_mean_input`, `noise_std_input` and so on at `input`, at `middle`
+        (the first stage's image, where there are several) and at `output`.
+    """
+    for pair in pairs:
+        noisy, clean = protocol.cut(pair.noisy), protocol.cut(pair.clean)
+        images = stage_images(network, noisy, restore=restore)
+        plain = plain_protocol(noisy, clean)
+        values = {
+            **protocol.compare(images[-1], clean),
+            **{f"input_{name}": value for name, value in plain.items()},
+        }
+        places = {"input": noisy, "middle": images[0], "output": images[-1]}
+        for place, image in places.items():
+            if place != "middle" or len(images) > 1:
+                left = residual_noise(image, clean)
+                values |= {f"noise_{name}_{place}": value for name, value in left.items()}
+        yield Measured(pair.name, pair.ratio, _floats(values))
+
+
+def evaluate(network: nn.Module, pairs: Iterable[TestPair]) -> dict[str, float]:
     """Mean PSNR and SSIM of a network by ELD's protocol (facts, section 11).
 
     Args:
         network: gives one image of the shape of its input in inference.
-        pairs: what to test on.
+        pairs: what to test on, cut to the centre where that is wanted; each is read once.
 
     Returns:
         `psnr_x100`, `ssim_x100` and so on for every ratio in `pairs`, in dB and in 0 to 1;
-        the arithmetic mean over the photographs.
+        the arithmetic mean over the pictures.
     """
-    return means(pairs, [eld_protocol(restore(network, pair.noisy), pair.clean) for pair in pairs])
-
-
-def evaluate_input(pairs: Sequence[TestPair]) -> dict[str, float]:
-    """The same for the noisy pictures as they are, whose brightness ELD does not correct."""
-    values = [
-        {"psnr": psnr(pair.noisy, pair.clean), "ssim": ssim(pair.noisy, pair.clean)}
+    return means(
+        Measured(pair.name, pair.ratio, _floats(eld_protocol(restored, pair.clean)))
         for pair in pairs
-    ]
-    return means(pairs, values)
+        for restored in (restore(network, pair.noisy),)
+    )
 
 
-def means(pairs: Sequence[TestPair], values: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """The means over the photographs, by measure and ratio."""
+def evaluate_input(pairs: Iterable[TestPair]) -> dict[str, float]:
+    """The same for the noisy pictures as they are, whose brightness ELD does not correct."""
+    return means(
+        Measured(pair.name, pair.ratio, _floats(plain_protocol(pair.noisy, pair.clean)))
+        for pair in pairs
+    )
+
+
+def means(results: Iterable[Measured]) -> dict[str, float]:
+    """The arithmetic means over the pictures, by measure and ratio: `psnr_x100` and so on."""
     lists: dict[str, list[float]] = {}
-    for pair, measured in zip(pairs, values, strict=True):
-        for name, value in measured.items():
-            lists.setdefault(f"{name}_x{pair.ratio}", []).append(float(value))
+    for result in results:
+        for name, value in result.values.items():
+            lists.setdefault(f"{name}_x{result.ratio}", []).append(value)
     return {name: math.fsum(each) / len(each) for name, each in lists.items()}
+
+
+def _floats(values: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}

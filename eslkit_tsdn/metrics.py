@@ -10,7 +10,8 @@ computed in float64 on the pictures' own device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from eslkit.errors import InputError
 __all__ = [
     "ELD_CROP",
     "PROTOCOLS",
+    "Protocol",
     "centre_crop",
     "eld_protocol",
     "illuminance_correct",
@@ -149,13 +151,34 @@ def plain_protocol(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
     return {"psnr": psnr(a, b), "ssim": ssim(a, b)}
 
 
-PROTOCOLS: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor]]] = {
-    "eld-crop": lambda pred, target: eld_protocol(centre_crop(pred), centre_crop(target)),
-    "eld-full": eld_protocol,
-    "plain": plain_protocol,
+@dataclass(frozen=True)
+class Protocol:
+    """How pictures are cut, corrected and compared. Every table names its own."""
+
+    name: str
+    """What it is called on the command line."""
+    crop: int | None
+    """Side of the centre, in packed pixels, that is cut out before the network; None for whole
+    frames."""
+    compare: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    """(network's output, target) -> `psnr` and `ssim`. The noisy input is never corrected:
+    `plain_protocol` compares it."""
+
+    def cut(self, packed: Tensor) -> Tensor:
+        """The part of packed planes (..., H, W) that goes into the network."""
+        return packed if self.crop is None else centre_crop(packed, size=self.crop)
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("eld-crop", ELD_CROP, eld_protocol),
+        Protocol("eld-full", None, eld_protocol),
+        Protocol("plain", None, plain_protocol),
+    )
 }
-"""Protocols by name. `eld-crop` is for outputs of whole frames: it cuts what ELD cuts, but after
-the network, so borders of the crop are restored a little better than in ELD's own order."""
+"""By name: ELD's own, which the paper names; whole frames with its correction, as PMN and PNNP
+report; whole frames as they are."""
 
 
 def centre_crop(packed: Tensor, *, size: int = ELD_CROP) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -76,8 +76,8 @@ class DenoisingModule(LightningModule):
         (network,) = self.called
         loss = self.loss(network, batch)
         # Logging costs a millisecond, a twentieth of a small network's update.
-        number = self.trainer.global_step + 1
-        if number % max(1, self.trainer.log_every_n_steps) == 0 or number == self.iterations:
+        number, every = self.trainer.global_step + 1, cast(Any, self.trainer).log_every_n_steps
+        if number % max(1, every) == 0 or number == self.iterations:
             self.log("loss", loss)
         return loss
 

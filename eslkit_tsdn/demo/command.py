@@ -191,7 +191,7 @@ def train_and_report(
 
     torch.set_num_threads(1)
     train, pairs = divided(settings, photos)
-    test = {pair.photo.name for pair in pairs}
+    test = {pair.name for pair in pairs}
     noisy = Row(name="noisy", what="the noisy input", metrics=evaluate_input(pairs))
     say(
         console,

@@ -58,7 +58,7 @@ def pictures_html(runs: Runs, pairs: Sequence[TestPair]) -> str:
     """For every test photograph: noisy, (a), (b), expanded, (c), clean."""
     highest = max(pair.ratio for pair in pairs)
     rows = [
-        f"<h3>{escape(pair.photo.name)}, exposed {highest} times too short</h3>"
+        f"<h3>{escape(pair.name)}, exposed {highest} times too short</h3>"
         + picture_row(images_of(runs, pair))
         for pair in pairs
         if pair.ratio == highest
@@ -89,8 +89,8 @@ def shown(pair: TestPair, packed: Tensor) -> NDArray[np.uint8]:
     top, left = (height - rows) // 2, (width - columns) // 2
     picture = render(
         packed[0, :, top : top + rows, left : left + columns],
-        white_balance=pair.photo.white_balance,
-        color_matrix=pair.photo.color_matrix,
+        white_balance=pair.white_balance,
+        color_matrix=pair.color_matrix,
     )
     return picture.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
 
