@@ -1,3 +1,3 @@
-"""What one would do instead of ESL: each method a function from (model, data, budget) to a model."""
+"""What one would do instead of ESL: functions from (model, data, budget) to a trained model."""
 
 from __future__ import annotations

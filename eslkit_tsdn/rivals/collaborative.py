@@ -1,10 +1,10 @@
 """Collaborative Distillation, from style transfer to any two U-shaped networks.
 
 Wang et al., "Collaborative Distillation for Ultra-Resolution Universal Style Transfer", CVPR 2020
-(facts, section 4). The small encoder's features, lifted by a 1x1 convolution each, shall be what the
-large decoder can work with. The paper of TSDN names the method for U-Net and SU-Net and tells no
-details, so there are two forms of it here. In both the lifting layers (175,584 parameters for that
-pair) are thrown away at the end.
+(facts, section 4). The small encoder's features, lifted by a 1x1 convolution each, shall be what
+the large decoder can work with. The paper of TSDN names the method for U-Net and SU-Net and tells
+no details, so there are two forms of it here. In both the lifting layers (175,584 parameters for
+that pair) are thrown away at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from eslkit_tsdn.rivals.embeddings import (
     paired_taps,
     quiet_copy,
 )
-from eslkit_tsdn.rivals.running import Frozen, Run, divided
+from eslkit_tsdn.rivals.running import Frozen, Run, divided, in_training
 from eslkit_tsdn.rivals.taps import features, num_descents, reached, replaced
 
 __all__ = ["collaborative_cost", "distil_collaboratively", "num_embedding_parameters"]
@@ -113,10 +113,11 @@ def distil_collaboratively(
     inside = Embedded(made, [ours for ours, _ in pairs], widths, dims=x.ndim - 2, seed=seed)
     wise = Frozen(teacher, channels_last=budget.channels_last)
     losses = _Losses(wise, tuple(theirs for _, theirs in pairs), embedding, budget.weights)
-    if form == "simple":
-        run.fit(inside, loss=losses.simple, looks_inside=True)
-    else:
-        _faithful(run, inside, losses, perceptual, x)
+    with in_training(made):
+        if form == "simple":
+            run.fit(inside, loss=losses.simple, looks_inside=True)
+        else:
+            _faithful(run, inside, losses, perceptual, x)
     return made
 
 

@@ -28,8 +28,15 @@ from eslkit.graph.skeleton import skeleton
 from eslkit_tsdn.data.source import Source
 from eslkit_tsdn.rivals.taps import features
 
-__all__ = ["TrainedPart", "TrainingCost", "batch_like", "iterations_for", "macs_of", "macs_until",
-           "scratch_cost"]
+__all__ = [
+    "TrainedPart",
+    "TrainingCost",
+    "batch_like",
+    "iterations_for",
+    "macs_of",
+    "macs_until",
+    "scratch_cost",
+]
 
 
 @dataclass(frozen=True)

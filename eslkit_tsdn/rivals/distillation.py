@@ -27,7 +27,7 @@ from eslkit_tsdn.rivals.embeddings import (
     lifting_macs,
     paired_taps,
 )
-from eslkit_tsdn.rivals.running import Frozen, Run
+from eslkit_tsdn.rivals.running import Frozen, Run, in_training
 from eslkit_tsdn.rivals.taps import in_order, watched
 
 __all__ = ["distil", "distil_cost", "float_images"]
@@ -93,7 +93,8 @@ def distil(
     inside = Embedded(made, [ours for ours, _ in pairs], widths, dims=x.ndim - 2, seed=seed)
     theirs = tuple(name for _, name in pairs)
     loss = _FeatureLoss(_OutputLoss(wise, output, budget.weights), theirs, feature)
-    run.fit(inside, loss=loss, looks_inside=True)
+    with in_training(made):
+        run.fit(inside, loss=loss, looks_inside=True)
     return made
 
 

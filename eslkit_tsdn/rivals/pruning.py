@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import eslkit
 from eslkit.errors import InputError, UnsupportedError
-from eslkit.surgery.policies import Policy
 from eslkit.surgery.depth import clone
+from eslkit.surgery.policies import Policy
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.source import Source
 from eslkit_tsdn.fitting import Listener
@@ -132,17 +132,15 @@ def pruned(
     if engine == "eslkit":
         if step == steps:
             return eslkit.inherit(small, network, init=importance, example_inputs=(example_input,))
-        ends = [dict(eslkit.trace(m, example_inputs=(example_input,)).widths) for m in (large, small)]
-        widths = _between(*ends, step=step, steps=steps)
+        ends = [eslkit.trace(end, example_inputs=(example_input,)) for end in (large, small)]
+        widths = _between(ends[0].widths, ends[1].widths, step=step, steps=steps)
         return eslkit.resize(network, widths, init=importance, example_inputs=(example_input,))
     if engine != "torch-pruning":
         raise InputError(f"engine={engine!r}: expected 'torch-pruning' or 'eslkit'.")
     if not isinstance(importance, str):
         raise InputError("A policy of eslkit's needs engine='eslkit'; Torch-Pruning takes a name.")
     widths = _between(_layer_widths(large), _layer_widths(small), step=step, steps=steps)
-    made = prune_channels(
-        network, widths, example_input=example_input, importance=importance
-    )
+    made = prune_channels(network, widths, example_input=example_input, importance=importance)
     return _into(small, made) if step == steps else made
 
 
@@ -203,16 +201,14 @@ def _between(
         if name not in large or name not in small:
             raise InputError(
                 f"The networks are not of one form: {name!r} is only in the "
-                f"{'large' if name in large else 'small'} one. Pass two that differ in widths alone."
+                f"{'large' if name in large else 'small'} one. They may differ in widths alone."
             )
         if small[name] > large[name]:
             raise InputError(
                 f"{name!r} has {large[name]} channels in the large network and {small[name]} in "
                 "the small one: pruning takes channels out only. Are the two the wrong way round?"
             )
-    return {
-        name: round(large[name] + (small[name] - large[name]) * step / steps) for name in large
-    }
+    return {name: round(large[name] + (small[name] - large[name]) * step / steps) for name in large}
 
 
 def _layer_widths(network: nn.Module) -> dict[str, int]:

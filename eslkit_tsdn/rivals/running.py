@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -19,7 +21,7 @@ from eslkit_tsdn.data.source import Source
 from eslkit_tsdn.fitting import Listener, fit
 from eslkit_tsdn.losses import Loss
 
-__all__ = ["Frozen", "Method", "Run", "divided"]
+__all__ = ["Frozen", "Method", "Run", "divided", "in_training"]
 
 METHOD = "method.json"
 
@@ -62,7 +64,7 @@ class Run:
     listener: Listener | None = None
     machine: Machine | None = None
 
-    def claim(self, networks: Mapping[str, nn.Module], **settings: JsonValue) -> None:
+    def claim(self, networks: Mapping[str, nn.Module], **settings: Any) -> None:
         """Take the folder for this method, or see that it is this one's already.
 
         Raises:
@@ -152,6 +154,22 @@ class Frozen:
             self.network.to(x.device)
             self._device = x.device
         return self.network
+
+
+@contextmanager
+def in_training(network: nn.Module) -> Generator[None]:
+    """Training mode for a network that came in eval mode; afterwards every layer as it was.
+
+    `fit` does so for what it is given; this is for a network inside that.
+    """
+    modes = {module: module.training for module in network.modules()}
+    if not network.training:
+        network.train()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def divided(iterations: int, *, parts: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ Tap: a module by name, whose output is looked at, or replaced.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ class _Enough(Exception):  # noqa: N818  no error: it ends a forward pass early
 @contextmanager
 def watched(
     network: nn.Module, taps: Sequence[str], *, stop: bool = False
-) -> Generator[dict[str, Tensor]]:
+) -> Generator[dict[str, Any]]:
     """Collect the outputs of modules while the network runs.
 
     Args:
@@ -46,7 +46,7 @@ def watched(
     Raises:
         InputError: a name that is no module.
     """
-    caught: dict[str, Tensor] = {}
+    caught: dict[str, Any] = {}
 
     def catch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -77,16 +77,19 @@ def features(network: nn.Module, x: Tensor, *, taps: Sequence[str]) -> tuple[Ten
     Raises:
         InputError: a name that is no module, or one that did not run or gave no tensor.
     """
-    with watched(network, taps, stop=True) as caught:
-        try:
-            network(x)
-        except _Enough:
-            pass
+    with watched(network, taps, stop=True) as caught, suppress(_Enough):
+        network(x)
     return in_order(caught, taps, network)
 
 
-def in_order(caught: Mapping[str, Tensor], taps: Sequence[str], network: nn.Module) -> tuple[Any, ...]:
-    """What `watched` caught, as a tuple."""
+def in_order(
+    caught: Mapping[str, Any], taps: Sequence[str], network: nn.Module
+) -> tuple[Tensor, ...]:
+    """What `watched` caught, as a tuple.
+
+    Raises:
+        InputError: a module did not run, or gave no tensor.
+    """
     kind = type(network).__name__
     for name in taps:
         if name not in caught:
@@ -139,7 +142,8 @@ def find_taps(network: nn.Module, x: Tensor) -> tuple[str, ...]:
     The network runs once on a copy. On the way down, what comes out last before the maps get
     smaller is what the skip connections carry; the last of the smallest maps is the bottleneck's.
     A network of several stages has such a descent in each. Where a map goes through modules
-    unchanged, the innermost of them is taken. Maps of a single position are not counted.
+    unchanged, the innermost of them is taken. Maps of a single position are not counted where a
+    global pooling made them.
 
     Args:
         network: a U-shaped network; it is not touched.
@@ -173,7 +177,7 @@ def _outputs(network: nn.Module, x: Tensor) -> list[_Output]:
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == x.ndim and output[0, 0].numel() > 1:
+            if isinstance(output, Tensor) and output.ndim == x.ndim:
                 outputs.append(_Output(name, output, output._version))
 
         return hook
@@ -188,7 +192,11 @@ def _outputs(network: nn.Module, x: Tensor) -> list[_Output]:
         raise TraceError(
             f"The {type(network).__name__} did not run on an input of {tuple(x.shape)}: {error}"
         ) from error
-    return outputs
+    sizes = [each.map[0, 0].numel() for each in outputs]
+    # A map of one position is a gate's (global pooling), unless halving has led to it.
+    least = min((size for size in sizes if size > 1), default=1)
+    halved = least <= 2 ** (x.ndim - 2)
+    return [each for each, size in zip(outputs, sizes, strict=True) if size > 1 or halved]
 
 
 def _descents(outputs: Sequence[_Output]) -> list[tuple[str, int, int]]:
