@@ -137,7 +137,8 @@ def restore(network: nn.Module, noisy: Tensor) -> Tensor:
 
     The network is used in inference mode on its own device and left as it was.
     """
-    device = next(network.parameters()).device
+    first = next(network.parameters(), None)  # a filter such as BM3D has none
+    device = noisy.device if first is None else first.device
     training = network.training
     network.eval()
     try:
