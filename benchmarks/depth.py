@@ -43,6 +43,8 @@ from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
 from eslkit.surgery.inserted import Inserted
 
 UP = ("upsample", "pixel_shuffle", "max_unpool", "grid_sampler")
+SAMPLED = (*UP, "convolution", "pool", "pixel_unshuffle")
+"""What makes maps; the weights of an attention have four axes too."""
 
 
 def u_shaped(traced: Traced) -> bool:
@@ -56,9 +58,10 @@ def u_shaped(traced: Traced) -> bool:
 
     finest: dict[fx.Node, int] = {}
     for node in traced.exported.graph.nodes:
-        own = 0 if node in traced.exported.parameters else positions(node)
-        finest[node] = max([own, *(finest[source] for source in node.all_input_nodes)])
         packet = getattr(node.target, "overloadpacket", None)
+        sampled = packet is not None and any(word in packet.__name__ for word in SAMPLED)
+        own = positions(node) if sampled or node in traced.exported.inputs else 0
+        finest[node] = max([own, *(finest[source] for source in node.all_input_nodes)])
         if packet is None or not node.all_input_nodes:
             continue
         source = node.all_input_nodes[0]
@@ -77,18 +80,18 @@ class TooLongError(Exception):
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raise after so many seconds."""
+    """Raise after so many seconds of the processor, whatever else the machine does."""
 
     def stop(number: int, frame: Any) -> None:
         raise TooLongError(f"more than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -203,7 +206,7 @@ def measure(
     name: str, make: Callable[[], nn.Module], inputs: tuple[Any, ...], levels: int, limit: int
 ) -> dict[str, Any]:
     note: dict[str, Any] = {"name": name, "stage": "construct"}
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with warnings.catch_warnings(), time_limit(limit):
             warnings.simplefilter("ignore")
@@ -226,7 +229,7 @@ def measure(
         lines = traceback.format_exception(error)
         note["error"] = f"{type(error).__name__}: {error}"[:600]
         note["where"] = "".join(lines[-3:])[-900:]
-    note["seconds"] = round(time.perf_counter() - start, 2)
+    note["seconds"] = round(time.process_time() - start, 2)
     return note
 
 
@@ -255,18 +258,32 @@ def summary(notes: list[dict[str, Any]], levels: int) -> str:
     )
 
 
+def measured(out: Path | None) -> list[dict[str, Any]]:
+    """What an earlier run, cut short, left in the file."""
+    if out is None or not out.exists():
+        return []
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--levels", type=int, default=1, help="levels to insert")
     parser.add_argument("--match", default="*", help="only networks with such a name")
     parser.add_argument("--every", type=int, default=1, help="only each so-many-th network")
-    parser.add_argument("--limit", type=int, default=120, help="seconds for one network")
-    parser.add_argument("--out", type=Path, help="one JSON object a line is written here")
+    parser.add_argument(
+        "--limit", type=int, default=120, help="seconds of the processor for one network"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="one JSON object a line; those there are not run again"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    notes: list[dict[str, Any]] = []
+    notes = measured(options.out)
+    known = {note["name"] for note in notes}
     chosen = list(networks(options.match))[:: options.every]
     for name, make, inputs in chosen:
+        if name in known:
+            continue
         note = measure(name, make, inputs, options.levels, options.limit)
         notes.append(note)
         if options.out:

@@ -2,43 +2,27 @@
 
 A bottleneck is the region of lowest resolution between a reduction and an up-sampling. Its entries
 are the maps that were reduced to its resolution, its exits those that are brought to a finer one.
-A place is a set of edges, the uses of one map inside a module or behind it, without which no way
-leads from an entry to an exit: a level put there sees everything that passes the bottleneck.
+A place is a set of edges, the uses of one map inside a module or behind it at every call of the
+module, without which no way leads from an entry to an exit: a level put there sees everything that
+passes the bottleneck.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import networkx as nx
 from torch import fx
 
 from eslkit.graph.export import Call
-from eslkit.graph.maps import (
-    PRODUCTS,
-    Layout,
-    find_maps,
-    grid_of,
-    moves_data,
-    nearest,
-    op_name,
-    scales_of,
-    sources,
-    users,
-)
+from eslkit.graph.maps import Layout, find_maps, grid_of, op_name, scales_of, users
+from eslkit.graph.regions import Region, closure, find_regions
 from eslkit.graph.trace import Traced
 
 __all__ = ["Bottleneck", "Place", "find_bottlenecks", "op_name", "places_at"]
-
-_APART = set("split split_with_sizes unsafe_split unsafe_chunk chunk unbind select narrow".split())
-_GLOBAL = ("mean", "adaptive", "sum", "amax")
-_RAISING = set(
-    "max_unpool2d max_unpool3d grid_sampler_2d grid_sampler_3d grid_sampler col2im slice_scatter "
-    "index index_select".split()
-)
 
 
 @dataclass(frozen=True)
@@ -66,6 +50,16 @@ class Place:
 
 
 @dataclass(frozen=True)
+class _Edge:
+    """A tensor that goes into a call of a module, or comes out of it."""
+
+    call: Call
+    before: bool
+    slots: tuple[int, ...]
+    node: fx.Node
+
+
+@dataclass(frozen=True)
 class Bottleneck:
     """A connected region of lowest resolution between a reduction and an up-sampling."""
 
@@ -83,11 +77,7 @@ class Bottleneck:
 def find_bottlenecks(traced: Traced) -> tuple[Bottleneck, ...]:
     """All bottlenecks of a model: one for each hourglass; empty where there is none."""
     finder = _Finder(traced)
-    for scale in sorted(set(finder.scales.values())):
-        regions = finder.regions(scale)
-        if regions:
-            return tuple(finder.with_places(regions, scale))
-    return ()
+    return tuple(finder.with_places(find_regions(traced, finder.maps, finder.scales)))
 
 
 def places_at(traced: Traced, path: str) -> tuple[Place, ...]:
@@ -103,14 +93,6 @@ def places_at(traced: Traced, path: str) -> tuple[Place, ...]:
     return tuple(sorted(found.values(), key=lambda place: not place.before))
 
 
-@dataclass
-class _Region:
-    nodes: set[fx.Node]
-    entries: set[fx.Node]
-    exits: set[fx.Node]
-    raised: set[fx.Node]
-
-
 class _Finder:
     def __init__(self, traced: Traced) -> None:
         self.traced = traced
@@ -119,135 +101,75 @@ class _Finder:
         self.order = {node: i for i, node in enumerate(traced.exported.graph.nodes)}
         self.outputs = set(traced.exported.outputs)
 
-    def regions(self, scale: int) -> list[_Region]:
-        """What lies between the entries and the exits at this scale, one item a region."""
-        found: list[_Region] = []
-        for entry in (n for n in self.maps if self._is_entry(n, scale)):
-            reached = self._reach(entry, scale)
-            maps = [n for n in reached if n in self.maps]
-            raised = {n: up for n in maps if (up := self._raised(n, scale))}
-            if not raised:
-                continue
-            region = _Region(reached, {entry}, set(raised), set().union(*raised.values()))
-            for other in [r for r in found if r.nodes & reached]:
-                found.remove(other)
-                region.nodes |= other.nodes
-                region.entries |= other.entries
-                region.exits |= other.exits
-                region.raised |= other.raised
-            found.append(region)
-        for region in found:
-            self._complete(region)
-        return sorted(found, key=lambda region: min(self.order[n] for n in region.nodes))
-
-    def _is_entry(self, node: fx.Node, scale: int) -> bool:
-        if self.scales[node] != scale or any(g in op_name(node) for g in _GLOBAL):
-            return False
-        if _takes_apart(node):
-            return False
-        if not any(self.scales[s] > scale for s in nearest(node, self._reduced, self.maps)):
-            return False
-        return scale > 1 or not self._from_global(node)
-
-    def _reduced(self, node: fx.Node) -> Iterable[fx.Node]:
-        """What a node is made from, unless by attention or cutting, which are no reductions."""
-        product = op_name(node) in PRODUCTS and node not in self.traced.resolution.layers
-        return () if product or _takes_apart(node) else node.all_input_nodes
-
-    def _from_global(self, node: fx.Node) -> bool:
-        """Whether a map of one position comes from a global pooling, as that of a gate does."""
-        seen, pending = {node}, list(node.all_input_nodes)
-        while pending:
-            here = pending.pop()
-            if here in seen:
-                continue
-            seen.add(here)
-            if any(g in op_name(here) for g in _GLOBAL):
-                return True
-            if here not in self.maps:
-                pending.extend(here.all_input_nodes)
-        return False
-
-    def _raised(self, node: fx.Node, scale: int) -> set[fx.Node]:
-        """Finer maps made from this one by an up-sampling."""
-        found: set[fx.Node] = set()
-        seen, pending = {node}, list(users(node))
-        while pending:
-            user = pending.pop()
-            if user in seen:
-                continue
-            seen.add(user)
-            if user in self.maps:
-                if self.scales[user] > scale and _samples(user, scale):
-                    found.add(user)
-            elif scale > 1 and moves_data(user):
-                pending.extend(users(user))
-        return found
-
-    def _reach(self, start: fx.Node, scale: int) -> set[fx.Node]:
-        reached, pending = {start}, [start]
-        while pending:
-            for user in users(pending.pop()):
-                if user not in reached and self.scales.get(user, scale) == scale:
-                    reached.add(user)
-                    pending.append(user)
-        return reached
-
-    def _complete(self, region: _Region) -> None:
-        """All that lies on a way from an entry to an exit, whatever its resolution.
-
-        A classifier that hangs on the bottleneck leads to no exit, and does not count.
-        """
-        behind = _closure(region.entries, users)
-        ends = {s for node in region.raised for s in node.all_input_nodes} | region.exits
-        region.nodes = behind & _closure(ends & behind, sources)
-
-    def with_places(self, regions: list[_Region], scale: int) -> Iterator[Bottleneck]:
-        """The bottlenecks, each with its places.
-
-        A module that is called several times is a place only where every call of it is one.
-        """
-        found = [list(self._places(region)) for region in regions]
-        fits: dict[tuple[str, bool, tuple[int, ...]], set[int]] = defaultdict(set)
-        for places in found:
-            for call, place in places:
-                fits[place.path, place.before, place.slots].add(call)
-        calls: dict[str, int] = defaultdict(int)
-        for call in self.traced.exported.calls:
-            calls[call.path] += 1
-        for region, places in zip(regions, found, strict=True):
-            good = [
-                place
-                for _, place in places
-                if len(fits[place.path, place.before, place.slots]) == calls[place.path]
-            ]
+    def with_places(self, regions: list[Region]) -> Iterator[Bottleneck]:
+        """The bottlenecks, each with its places."""
+        passed = [self._passed_by_all(region) for region in regions]
+        places: list[list[Place]] = [[] for _ in regions]
+        for edges in self._at_all_calls():
+            for number, place in self._separating(edges, regions, passed):
+                places[number].append(place)
+        for region, good in zip(regions, places, strict=True):
             yield Bottleneck(
                 nodes=tuple(sorted(region.nodes, key=self.order.__getitem__)),
                 entries=tuple(sorted(region.entries & region.nodes, key=self.order.__getitem__)),
                 exits=tuple(sorted(region.exits, key=self.order.__getitem__)),
                 raised=tuple(sorted(region.raised, key=self.order.__getitem__)),
-                positions=scale,
+                positions=region.scale,
                 places=tuple(sorted(good, key=self._preference)),
             )
 
-    def _places(self, region: _Region) -> Iterator[tuple[int, Place]]:
-        passed = self._passed_by_all(region)
-        layers = [n for n in region.nodes if n in self.traced.resolution.layers]
+    def _at_all_calls(self) -> Iterator[list[_Edge]]:
+        """The edges at every module, together for all its calls: a level works at each of them."""
+        calls = Counter(call.path for call in self.traced.exported.calls)
+        found: dict[tuple[str, bool, tuple[int, ...]], list[_Edge]] = defaultdict(list)
         for call, before, slots, node in _edges(self.traced.exported.calls):
-            if node not in passed or not call.path:
-                continue
-            own = self.maps[node]
-            if own.positions * 2**self.traced.resolution.dims < self.scales[node]:
-                continue
-            cut = {user for user in users(node) if self._is_cut(call, before, user)}
-            if not cut or not self._separates(node, cut, region):
-                continue
-            behind = _closure(cut & region.nodes, users)
-            count = sum(layer in behind for layer in layers)
-            counts = (len(layers) - count, count)
-            place = self.place(node, call.path, before, slots, counts)
-            if place is not None:
-                yield call.number, place
+            if call.path and node in self.maps:
+                found[call.path, before, slots].append(_Edge(call, before, slots, node))
+        for (path, _, _), edges in found.items():
+            forms = {(self.maps[e.node].layout, self.maps[e.node].width) for e in edges}
+            if len(edges) == calls[path] and len(forms) == 1:
+                yield edges
+
+    def _separating(
+        self, edges: list[_Edge], regions: list[Region], passed: list[set[fx.Node]]
+    ) -> Iterator[tuple[int, Place]]:
+        """The place at these edges in every region they are in, if they separate all of those."""
+        hosts = {
+            number: mine
+            for number, region in enumerate(regions)
+            if (mine := [edge for edge in edges if edge.node in region.nodes])
+        }
+        if sum(map(len, hosts.values())) < len(edges):
+            return
+        found: list[tuple[int, Place]] = []
+        for number, mine in hosts.items():
+            if len(mine) == 1 and mine[0].node not in passed[number]:
+                return
+            place = self._place_in(regions[number], mine)
+            if place is None:
+                return
+            found.append((number, place))
+        yield from found
+
+    def _place_in(self, region: Region, edges: list[_Edge]) -> Place | None:
+        for edge in edges:
+            own = self.maps[edge.node]
+            if own.positions * 2**self.traced.resolution.dims < self.scales[edge.node]:
+                return None
+        cuts = {
+            (edge.node, user)
+            for edge in edges
+            for user in users(edge.node)
+            if self._is_cut(edge.call, edge.before, user)
+        }
+        if not cuts or not self._separates(cuts, region):
+            return None
+        layers = [n for n in region.nodes if n in self.traced.resolution.layers]
+        behind = closure({user for _, user in cuts} & region.nodes, users)
+        count = sum(layer in behind for layer in layers)
+        first = edges[0]
+        counts = (len(layers) - count, count)
+        return self.place(first.node, first.call.path, first.before, first.slots, counts)
 
     def place(
         self,
@@ -270,7 +192,7 @@ class _Finder:
         where = self.order[user]
         return call.start <= where < call.stop if before else where >= call.stop
 
-    def _passed_by_all(self, region: _Region) -> set[fx.Node]:
+    def _passed_by_all(self, region: Region) -> set[fx.Node]:
         """Maps that every way from an entry to an exit leads through."""
         graph: nx.DiGraph[object] = nx.DiGraph()
         for node in region.nodes:
@@ -292,13 +214,13 @@ class _Finder:
             here = above[here]
         return found
 
-    def _separates(self, node: fx.Node, cut: set[fx.Node], region: _Region) -> bool:
-        """Whether no way leads from an entry to an exit without these uses of the node."""
+    def _separates(self, cuts: set[tuple[fx.Node, fx.Node]], region: Region) -> bool:
+        """Whether no way leads from an entry to an exit without these uses of nodes."""
         seen, pending = set(region.entries), list(region.entries)
         while pending:
             here = pending.pop()
             for user in users(here):
-                if here is node and user in cut:
+                if (here, user) in cuts:
                     continue
                 if user in region.raised:
                     return False
@@ -321,35 +243,6 @@ class _Finder:
             -place.path.count("."),
             -len(place.path),
         )
-
-
-def _samples(node: fx.Node, scale: int) -> bool:
-    """Whether the operation can make more positions of its input, other than by broadcasting."""
-    name = op_name(node)
-    if name == "convolution":
-        return bool(node.args[6])
-    if "upsample" in name or name in _RAISING or name == "pixel_shuffle":
-        return True
-    return scale > 1 and moves_data(node)
-
-
-def _closure(
-    start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]
-) -> set[fx.Node]:
-    seen = set(start)
-    pending = list(seen)
-    while pending:
-        for node in step(pending.pop()):
-            if node not in seen:
-                seen.add(node)
-                pending.append(node)
-    return seen
-
-
-def _takes_apart(node: fx.Node) -> bool:
-    """Whether the operation gives positions that lie together, as the steps of a recurrence do."""
-    whole = op_name(node) == "slice" and bool(len(node.args) < 5 or node.args[4] == 1)
-    return whole or op_name(node) in _APART
 
 
 def _edges(calls: Iterable[Call]) -> Iterator[tuple[Call, bool, tuple[int, ...], fx.Node]]:

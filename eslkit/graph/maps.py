@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, fx
 
 from eslkit.graph.moves import MOVES
@@ -36,6 +37,11 @@ Layout = Literal["first", "last", "tokens"]
 PRODUCTS = ("bmm", "baddbmm", "mm")
 """Operations that multiply matrices; without a weight among them they mix positions freely."""
 
+_LOCATED = {
+    *(f"max_pool{dims}d_with_indices" for dims in (2, 3)),
+    *(f"adaptive_max_pool{dims}d" for dims in (1, 2, 3)),
+    *(f"fractional_max_pool{dims}d" for dims in (2, 3)),
+}
 _TURNS = ("permute", "transpose", "t")
 _MADE = ("new_", "empty", "zeros", "ones", "full", "rand")
 
@@ -87,12 +93,26 @@ def find_maps(traced: Traced) -> dict[fx.Node, Map]:
             found[node] = made
     for node in _moved_for_products(traced, found):
         found.pop(node, None)
+    found |= {node: made for node in nodes if (made := _convolved(node, found, rank, batch))}
+    found = {node: found[node] for node in traced.exported.graph.nodes if node in found}
     finest = max((m.positions for m in found.values() if m.layout != "tokens"), default=0)
     return {
         node: made
         for node, made in found.items()
         if made.layout != "tokens" or (made.positions > 1 and finest % made.positions == 0)
     }
+
+
+def _convolved(node: fx.Node, maps: dict[fx.Node, Map], rank: int, batch: int) -> Map | None:
+    """As a map what a convolution reads, whatever its channels went through before."""
+    if node in maps or not any(
+        op_name(u) == "convolution" and u.args[0] is node for u in node.users
+    ):
+        return None
+    shape = tuple(node.meta["val"].shape)
+    if len(shape) != rank or 0 in shape or shape[0] % batch:
+        return None
+    return Map("first", shape[1], shape[2:], shape[0] // batch * math.prod(shape[2:]))
 
 
 def _stays(node: fx.Node, maps: dict[fx.Node, Map]) -> bool:
@@ -243,10 +263,26 @@ def nearest(
 
 
 def sources(node: fx.Node) -> Iterable[fx.Node]:
-    """What a node is made from."""
-    return node.all_input_nodes
+    """What a node's values are made from."""
+    return (source for source in node.all_input_nodes if _is_made_from(node, source))
 
 
 def users(node: fx.Node) -> Iterable[fx.Node]:
-    """What is made from a node, probes left out."""
-    return (user for user in node.users if user.op != "output" and op_name(user) != "probe")
+    """What is made from a node's values, probes left out."""
+    return (
+        user
+        for user in node.users
+        if user.op != "output" and op_name(user) != "probe" and _is_made_from(user, node)
+    )
+
+
+def _is_made_from(node: fx.Node, source: fx.Node) -> bool:
+    """Whether features pass: not what is overwritten, nor the places where maxima stood."""
+    if op_name(node) == "copy":
+        return source is node.args[1]
+    return not (op_name(source) in _LOCATED and _is_index(node))
+
+
+def _is_index(node: fx.Node) -> bool:
+    held = node.meta.get("val")
+    return isinstance(held, Tensor) and held.dtype == torch.int64

@@ -79,4 +79,6 @@ class Inserted(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):
+                raise  # Python's own protocols: a module's way to be copied is not the wrapper's
             return getattr(super().__getattr__("body"), name)  # as if it were the user's module

@@ -1,0 +1,262 @@
+"""The hourglasses of a model: regions of low resolution between a reduction and an up-sampling.
+
+Looked for at every scale, from the lowest up. Where no layer has weights, or all that comes from a
+region only weighs other maps, as attention does, is none. At the lowest scale every region counts.
+One at a higher scale counts where it is the bottom of an hourglass of its own: it has nothing in
+common with those below it, and of any two one is reached from the finest resolution by reductions
+that the other does not share. So stages of different depth in a row are found each, and a level on
+the way down or up of a larger hourglass is not taken for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from eslkit.graph.maps import PRODUCTS, Map, grid_of, moves_data, nearest, op_name, sources, users
+from eslkit.graph.trace import Traced
+
+__all__ = ["Region", "closure", "find_regions"]
+
+_APART = set("split split_with_sizes unsafe_split unsafe_chunk chunk unbind select narrow".split())
+_GLOBAL = ("mean", "adaptive", "sum", "amax")
+_RAISING = set(
+    "max_unpool2d max_unpool3d grid_sampler_2d grid_sampler_3d grid_sampler col2im slice_scatter "
+    "index index_select".split()
+)
+_GATES = {"sigmoid", "hardsigmoid", "_softmax", "tanh"}
+
+
+@dataclass
+class Region:
+    """What lies between the entries and the exits of an hourglass's lowest scale."""
+
+    scale: int
+    nodes: set[fx.Node]
+    entries: set[fx.Node]
+    exits: set[fx.Node]
+    raised: set[fx.Node]
+    """The finer maps that are made from the exits."""
+
+
+def find_regions(
+    traced: Traced, maps: Mapping[fx.Node, Map], scales: Mapping[fx.Node, int]
+) -> list[Region]:
+    """The regions of all hourglasses, in the order in which they are run.
+
+    Args:
+        traced: the traced model.
+        maps: its maps.
+        scales: the scale of every map.
+    """
+    finder = _Finder(traced, dict(maps), dict(scales))
+    found: list[Region] = []
+    doubtful: list[Region] = []
+    for scale in sorted(set(scales.values())):
+        for region in finder.regions(scale):
+            if not finder.has_layers(region):
+                doubtful.append(region)
+                finder.through |= region.nodes
+            elif finder.is_gate(region):
+                doubtful.append(region)
+            elif not found or scale == found[0].scale or finder.is_apart(region, found):
+                found.append(region)
+    if not found:
+        found = [region for region in doubtful if region.scale == doubtful[0].scale]
+    order = {node: i for i, node in enumerate(traced.exported.graph.nodes)}
+    return sorted(found, key=lambda region: min(order[node] for node in region.nodes))
+
+
+class _Finder:
+    def __init__(
+        self, traced: Traced, maps: dict[fx.Node, Map], scales: dict[fx.Node, int]
+    ) -> None:
+        self.traced = traced
+        self.maps = maps
+        self.scales = scales
+        self.through: set[fx.Node] = set()
+        """What lies at a lower scale, but has no layers: no bottleneck of its own."""
+
+    def regions(self, scale: int) -> list[Region]:
+        """What lies between the entries and the exits at this scale, one item a region."""
+        found: list[Region] = []
+        for entry in (n for n in self.maps if self._is_entry(n, scale)):
+            reached = self._reach(entry, scale)
+            maps = [n for n in reached if n in self.maps]
+            raised = {n: up for n in maps if (up := self._raised(n, scale))}
+            if not raised:
+                continue
+            region = Region(scale, reached, {entry}, set(raised), set().union(*raised.values()))
+            for other in [r for r in found if r.nodes & reached]:
+                found.remove(other)
+                region.nodes |= other.nodes
+                region.entries |= other.entries
+                region.exits |= other.exits
+                region.raised |= other.raised
+            found.append(region)
+        for region in found:
+            self._complete(region)
+        return [region for region in found if self._has_grid(region)]
+
+    def _is_entry(self, node: fx.Node, scale: int) -> bool:
+        if self.scales[node] != scale or any(g in op_name(node) for g in _GLOBAL):
+            return False
+        if _takes_apart(node):
+            return False
+        if not any(self.scales[s] > scale for s in nearest(node, self._reduced, self.maps)):
+            return False
+        return scale > 1 or not self._from_global(node)
+
+    def _reduced(self, node: fx.Node) -> Iterable[fx.Node]:
+        """What a node is made from, unless by attention or cutting, which are no reductions."""
+        product = op_name(node) in PRODUCTS and node not in self.traced.resolution.layers
+        return () if product or _takes_apart(node) else sources(node)
+
+    def _from_global(self, node: fx.Node) -> bool:
+        """Whether a map of one position comes from a global pooling, as that of a gate does."""
+        seen, pending = {node}, list(node.all_input_nodes)
+        while pending:
+            here = pending.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            if any(g in op_name(here) for g in _GLOBAL):
+                return True
+            if here not in self.maps:
+                pending.extend(here.all_input_nodes)
+        return False
+
+    def _raised(self, node: fx.Node, scale: int) -> set[fx.Node]:
+        """Finer maps made from this one by an up-sampling."""
+        found: set[fx.Node] = set()
+        seen, pending = {node}, list(users(node))
+        while pending:
+            user = pending.pop()
+            if user in seen:
+                continue
+            seen.add(user)
+            if user in self.maps:
+                if self.scales[user] > scale and _samples(user, scale):
+                    found.add(user)
+            elif scale > 1 and moves_data(user):
+                pending.extend(users(user))
+        return found
+
+    def _reach(self, start: fx.Node, scale: int) -> set[fx.Node]:
+        reached, pending = {start}, [start]
+        while pending:
+            for user in users(pending.pop()):
+                here = user in self.through or self.scales.get(user, scale) == scale
+                if here and user not in reached:
+                    reached.add(user)
+                    pending.append(user)
+        return reached
+
+    def _has_grid(self, region: Region) -> bool:
+        """Whether the positions of its maps are known: a row of vectors has none."""
+        dims = self.traced.resolution.dims
+        at_scale = (node for node in region.nodes if self.scales.get(node) == region.scale)
+        return any(grid_of(node, self.maps, dims) is not None for node in at_scale)
+
+    def _complete(self, region: Region) -> None:
+        """All that lies on a way from an entry to an exit, whatever its resolution.
+
+        A classifier that hangs on the bottleneck leads to no exit, and does not count.
+        """
+        behind = closure(region.entries, users)
+        ends = {s for node in region.raised for s in sources(node)} | region.exits
+        region.nodes = behind & closure(ends & behind, sources)
+
+    def has_layers(self, region: Region) -> bool:
+        """Whether layers with weights work there; a pooling that is undone at once has none."""
+        return bool((region.nodes | region.raised) & set(self.traced.resolution.layers))
+
+    def is_gate(self, region: Region) -> bool:
+        """Whether all that comes from the region only weighs other maps, as attention does."""
+        seen, pending = set(region.raised), list(region.raised)
+        while pending:
+            node = pending.pop()
+            if _is_gate(node):
+                continue
+            if node in self.traced.exported.outputs:
+                return False
+            for user in users(node):
+                if user not in seen:
+                    seen.add(user)
+                    pending.append(user)
+        return True
+
+    def is_apart(self, region: Region, others: list[Region]) -> bool:
+        """Whether a region is the bottom of an hourglass beside those of lower scale."""
+        below = [other for other in others if other.scale < region.scale]
+        if any(region.nodes & other.nodes for other in others):
+            return False
+        return all(self._comes_alone(region, o) or self._comes_alone(o, region) for o in below)
+
+    def _comes_alone(self, region: Region, other: Region) -> bool:
+        """Whether reductions of its own lead to a region from the finest scale of the two."""
+        top = min(self._top(region), self._top(other))
+        shared = closure(other.entries, sources) | other.nodes
+        seen, pending = set(region.entries), list(region.entries - shared)
+        while pending:
+            for source in sources(pending.pop()):
+                scale = self.scales.get(source, region.scale)
+                if scale >= top > region.scale:
+                    return True
+                if source not in seen | shared and scale >= region.scale:
+                    seen.add(source)
+                    pending.append(source)
+        return False
+
+    def _top(self, region: Region) -> int:
+        """The finest scale of its hourglass: what is reached both before it and behind it."""
+        around = (closure(region.entries, sources), closure(region.raised, users))
+        return min(max(self.scales.get(node, 0) for node in nodes) for nodes in around)
+
+
+def _is_gate(node: fx.Node) -> bool:
+    """Whether the result, between 0 and 1, is multiplied with something it does not come from."""
+    if op_name(node) not in _GATES:
+        return False
+    given = node.all_input_nodes[0]
+    pending = list(users(node))
+    products: list[fx.Node] = []
+    while pending:
+        user = pending.pop()
+        if moves_data(user):
+            pending.extend(users(user))
+        else:
+            products.append(user)
+    return bool(products) and all(
+        op_name(user) == "mul" and given not in user.all_input_nodes for user in products
+    )
+
+
+def _samples(node: fx.Node, scale: int) -> bool:
+    """Whether the operation can make more positions of its input, other than by broadcasting."""
+    name = op_name(node)
+    if name == "convolution":
+        return bool(node.args[6])
+    if "upsample" in name or name in _RAISING or name == "pixel_shuffle":
+        return True
+    return scale > 1 and moves_data(node)
+
+
+def closure(start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """All that is reached from some nodes by steps, they included."""
+    seen = set(start)
+    pending = list(seen)
+    while pending:
+        for node in step(pending.pop()):
+            if node not in seen:
+                seen.add(node)
+                pending.append(node)
+    return seen
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    """Whether the operation gives positions that lie together, as the steps of a recurrence do."""
+    whole = op_name(node) == "slice" and bool(len(node.args) < 5 or node.args[4] == 1)
+    return whole or op_name(node) in _APART
