@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from eslkit_tsdn.commands.complexity import complexity
 from eslkit_tsdn.commands.demo import demo
 from eslkit_tsdn.commands.prepare import prepare
 from eslkit_tsdn.commands.verify import verify
@@ -24,5 +25,5 @@ def main() -> None:
     """Raw low-light denoising, trained by Expand-Shrink-Learning."""
 
 
-for command in (demo, prepare, verify):
+for command in (complexity, demo, prepare, verify):
     app.command()(command)

@@ -12,22 +12,23 @@ __all__ = ["exit_codes"]
 
 
 @contextmanager
-def exit_codes(folder: Path) -> Generator[None]:
+def exit_codes(folder: Path | None = None) -> Generator[None]:
     """Errors that a user can mend as one sentence and code 2; Ctrl-C as one line and code 130.
 
     Args:
-        folder: where what is done is kept; named where the error names no file itself.
+        folder: where what is done is kept; named where the error names no file itself. None for
+            a command that keeps nothing.
     """
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(
-            f"\nStopped. What is done is kept in {folder}; the same command goes on from there.",
-            err=True,
-        )
+        kept = f" What is done is kept in {folder}; the same command goes on from there."
+        typer.echo(f"\nStopped.{kept if folder else ''}", err=True)
         raise typer.Exit(130) from None
     except OSError as error:
-        typer.echo(f"{error.filename or folder}: {error.strerror or error}.", err=True)
+        typer.echo(
+            f"{error.filename or folder or 'The system'}: {error.strerror or error}.", err=True
+        )
         raise typer.Exit(2) from None
     except Exception as error:
         from eslkit.errors import EslError

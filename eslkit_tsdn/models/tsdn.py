@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from eslkit.errors import InputError
 from eslkit_tsdn.models.unet import UNet
 
-__all__ = ["TSDN"]
+__all__ = ["EXPANDED", "TSDN"]
+
+EXPANDED = (32, 64, 128, 256, 512)
+"""Widths of the paper's expanded stages, which are those of its U-Net.
+
+`TSDN(EXPANDED)` is the network of its TSDN2, TSDN3 and TSDN4, and `TSDN(EXPANDED, stages=3)` its
+ThSDN; TSDN1 is a single such stage, `UNet()`.
+"""
 
 
 class TSDN(nn.Module):

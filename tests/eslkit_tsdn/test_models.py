@@ -9,23 +9,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eslkit.errors import InputError
 from eslkit_tsdn.models import TSDN, SUNet, UNet
+from eslkit_tsdn.models.tsdn import EXPANDED
 
 TINY = (16, 32, 64, 128)
-EXPANDED = (32, 64, 128, 256, 512)
 MIDDLE = (16, 32, 64, 128, 256)  # after the channel steps of ESL
 DOUBLED = (64, 128, 256, 512, 1024)
 
-# name, factory, parameters, GFLOPs of a 1x4x512x512 input: the table, to its last digit
+# name, factory, parameters, MiB, MB, GFLOPs of a 1x4x512x512 input: the table, to its last digit
 NETWORKS = [
-    ("TSDN", lambda: TSDN(), 964_456, 37.313),
-    ("TSDN_D", lambda: TSDN(stages=1), 482_228, 18.656),
-    ("ThSDN tiny", lambda: TSDN(stages=3), 1_446_684, 55.969),
-    ("TSDN4", lambda: TSDN(EXPANDED), 15_520_968, 193.542),
-    ("ThSDN", lambda: TSDN(EXPANDED, stages=3), 23_281_452, 290.313),
-    ("TSDN_CSL", lambda: TSDN(MIDDLE), 3_882_600, 48.721),
-    ("U-Net", lambda: UNet(), 7_760_484, 96.771),
-    ("SU-Net", lambda: SUNet(), 1_941_300, 24.361),
-    ("U-Net doubled", lambda: UNet(DOUBLED), 31_032_516, 385.742),
+    ("TSDN", lambda: TSDN(), 964_456, 3.679, 3.858, 37.313),
+    ("TSDN_D", lambda: TSDN(stages=1), 482_228, 1.840, 1.929, 18.656),
+    ("ThSDN tiny", lambda: TSDN(stages=3), 1_446_684, 5.519, 5.787, 55.969),
+    ("TSDN4", lambda: TSDN(EXPANDED), 15_520_968, 59.208, 62.084, 193.542),
+    ("ThSDN", lambda: TSDN(EXPANDED, stages=3), 23_281_452, 88.812, 93.126, 290.313),
+    ("TSDN_CSL", lambda: TSDN(MIDDLE), 3_882_600, 14.811, 15.530, 48.721),
+    ("U-Net", lambda: UNet(), 7_760_484, 29.604, 31.042, 96.771),
+    ("SU-Net", lambda: SUNet(), 1_941_300, 7.405, 7.765, 24.361),
+    ("U-Net doubled", lambda: UNet(DOUBLED), 31_032_516, 118.380, 124.130, 385.742),
+    ("SID", lambda: UNet(out_channels=12), 7_760_748, 29.605, 31.043, 96.905),
 ]
 
 
@@ -42,13 +43,15 @@ def gflops(model: nn.Module) -> float:
 
 
 @pytest.mark.parametrize(
-    "factory, parameters, flops",
+    "factory, parameters, mebibytes, megabytes, flops",
     [network[1:] for network in NETWORKS],
     ids=[network[0] for network in NETWORKS],
 )
-def test_parameters_and_flops_are_those_of_the_table(factory, parameters, flops):
+def test_sizes_and_flops_are_those_of_the_table(factory, parameters, mebibytes, megabytes, flops):
     model = on_meta(factory)
     assert sum(p.numel() for p in model.parameters()) == parameters
+    assert round(4 * parameters / 2**20, 3) == mebibytes
+    assert round(4 * parameters / 1e6, 3) == megabytes
     assert gflops(model) == pytest.approx(flops, abs=5e-4)
 
 
