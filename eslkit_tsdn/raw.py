@@ -10,6 +10,7 @@ Axes: H, W = mosaic rows and columns; h = H // 2, w = W // 2.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ __all__ = [
     "Pattern",
     "RawImage",
     "normalize",
-    "normalize_mosaic",
+    "normalize_planes",
     "pack",
     "read_raw",
     "render",
@@ -162,38 +163,27 @@ def normalize(raw: RawImage) -> NDArray[np.float32]:
     Returns:
         4 x h x w in [0, 1], order R, G1, B, G2.
     """
-    unit = normalize_mosaic(raw.mosaic, pattern=raw.pattern, black=raw.black, white=raw.white)
-    return pack(unit, raw.pattern)
+    return normalize_planes(pack(raw.mosaic, raw.pattern), black=raw.black, white=raw.white)
 
 
-def normalize_mosaic(
-    mosaic: NDArray[np.uint16],
-    *,
-    pattern: Pattern,
-    black: tuple[float, float, float, float],
-    white: float,
+def normalize_planes(
+    planes: NDArray[np.uint16], *, black: Sequence[float], white: float
 ) -> NDArray[np.float32]:
-    """Scales a mosaic so that black is 0 and white is 1; values beyond are clipped.
+    """Scales packed sensor values so that black is 0 and white is 1; values beyond are clipped.
 
     Args:
-        mosaic: H x W sensor values.
-        pattern: colour codes of its first 2x2 pixels.
-        black: black level of R, G1, B, G2, in DN.
+        planes: ... x 4 x h x w.
+        black: black level of each plane, in DN.
         white: white level, in DN.
 
     Returns:
-        H x W in [0, 1].
-
-    Raises:
-        InputError: the pattern is not a Bayer phase.
+        A new array of the same shape in [0, 1].
     """
-    unit = mosaic.astype(np.float32)
-    sites = _sites(pattern)
-    parts = [unit] if len(set(black)) == 1 else [unit[i::2, j::2] for i, j in sites]
-    for part, level in zip(parts, black, strict=False):
-        part -= np.float32(level)
-        part /= np.float32(white) - np.float32(level)
-    return np.clip(unit, 0.0, 1.0, out=unit)
+    scaled = planes.astype(np.float32)
+    level = np.array(black, dtype=np.float32)
+    scaled -= level[:, None, None]
+    scaled /= (np.float32(white) - level)[:, None, None]
+    return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
 def render(

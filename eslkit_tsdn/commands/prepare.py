@@ -59,9 +59,9 @@ def run(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from eslkit_tsdn.data.folder import find_dataset
     from eslkit_tsdn.data.prepare import BadFilesError
     from eslkit_tsdn.data.prepare import prepare as prepare_store
+    from eslkit_tsdn.data.sid_folder import find_dataset
 
     began = time.monotonic()
     dataset = find_dataset(folder, shots=shots)

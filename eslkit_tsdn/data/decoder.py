@@ -21,7 +21,7 @@ import numpy as np
 
 from eslkit.errors import InputError, StoreError
 from eslkit.files import write_atomically
-from eslkit_tsdn.data.folder import CameraFile
+from eslkit_tsdn.data.sid_folder import CameraFile
 from eslkit_tsdn.data.store import Frame
 from eslkit_tsdn.raw import read_raw
 
@@ -32,6 +32,7 @@ SID_WHITE = 16383.0
 states 17220 for compressed files, the end of their curve and not of the sensor."""
 
 _SID_CAMERA = "ILCE-7SM2"
+_COMMAND = (sys.executable, "-m", "eslkit_tsdn.data.decoder")
 
 
 def decode(file: CameraFile, *, store: Path) -> Frame:
@@ -52,7 +53,7 @@ def decode(file: CameraFile, *, store: Path) -> Frame:
     raw = read_raw(file.path)
     matrix = None if raw.color_matrix is None else tuple(map(tuple, raw.color_matrix.tolist()))
     buffer = io.BytesIO()
-    np.save(buffer, raw.mosaic, allow_pickle=False)
+    np.save(buffer, raw.mosaic.astype("<u2", copy=False), allow_pickle=False)
     frame = Frame(
         name=file.path.name,
         role=file.role,
@@ -138,14 +139,17 @@ class Decoder:
         return _told(json.loads(answer))
 
     def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "eslkit_tsdn.data.decoder", str(self.store)],
+        process = subprocess.Popen(
+            [*_COMMAND, str(self.store)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
+        assert process.stdout is not None
+        process.stdout.readline()  # imports take seconds, and are no fault of the file's
+        return process
 
     def _autopsy(self, process: subprocess.Popen[str], *, late: bool) -> str:
         """What a file did to the process that was decoding it."""
@@ -202,6 +206,8 @@ def _answer(job: dict[str, Any], *, store: Path) -> dict[str, Any]:
 
 def main(store: Path) -> None:
     """The decoder's side: answers jobs until standard input ends."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     for line in sys.stdin:
         job = json.loads(line)
         if hasattr(signal, "setitimer"):

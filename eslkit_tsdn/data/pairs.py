@@ -14,7 +14,7 @@ from torch import Tensor
 from eslkit.errors import InputError
 from eslkit_tsdn.data.sid import SidPair, select
 from eslkit_tsdn.data.store import Frame, Store
-from eslkit_tsdn.raw import normalize_mosaic, pack
+from eslkit_tsdn.raw import normalize_planes, pack
 
 __all__ = ["StoredPairs", "TestPair"]
 
@@ -103,9 +103,9 @@ class StoredPairs(Sequence[TestPair]):
     def _packed(self, frame: Frame) -> Tensor:
         """The frame's centre, (1, 4, h, w) in [0, 1]."""
         rows, columns = _window(frame, crop=self.crop, multiple=self.multiple)
-        mosaic = self.store.mosaic(frame)[rows, columns]
-        unit = normalize_mosaic(mosaic, pattern=frame.pattern, black=frame.black, white=frame.white)
-        return torch.from_numpy(pack(unit, frame.pattern))[None]
+        planes = pack(self.store.mosaic(frame)[rows, columns], frame.pattern)
+        unit = normalize_planes(planes, black=frame.black, white=frame.white)
+        return torch.from_numpy(unit)[None]
 
 
 def _window(frame: Frame, *, crop: int | None, multiple: int) -> tuple[slice, slice]:

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from eslkit.errors import InputError, StoreError
 from eslkit.files import FolderLock, storing, write_atomically
 from eslkit_tsdn.data.decoder import Decoder
-from eslkit_tsdn.data.folder import CameraFile, Dataset
 from eslkit_tsdn.data.sid import parse_name
+from eslkit_tsdn.data.sid_folder import CameraFile, Dataset
 from eslkit_tsdn.data.store import MANIFEST, Frame, Skipped, Store, StoreManifest, read_manifest
 
 __all__ = ["PROBLEMS", "BadFilesError", "prepare"]

@@ -1,7 +1,7 @@
 """A prepared store: camera files decoded once, as memory-mapped mosaics of uint16.
 
     STORE/manifest.json      what is there: levels, gains, hashes, pairs
-    STORE/short/....npy      one visible mosaic each, H x W uint16, as the sensor gave it
+    STORE/short/....npy      one visible mosaic each, H x W uint16 (little-endian), black included
     STORE/long/....npy
 
 Mosaics are kept, not packed planes: a crop is then half as many pieces to read, and it can be
@@ -89,12 +89,19 @@ class Frame(_Frozen):
         """Path of the decoded file inside the store."""
         return str(PurePosixPath(self.role, self.name).with_suffix(".npy"))
 
+    @property
+    def header_size(self) -> int:
+        """Bytes before the pixels in the decoded file."""
+        return self.size - 2 * self.height * self.width
+
     @model_validator(mode="after")
     def _check(self) -> Frame:
         if PurePosixPath(self.name).name != self.name or self.name in ("", ".", ".."):
             raise ValueError(f"the name {self.name!r} is not a plain file name")
         if min(self.height, self.width) < 2:
             raise ValueError(f"{self.name}: {self.height}x{self.width} pixels are no picture")
+        if not 0 < self.header_size < 4096:
+            raise ValueError(f"{self.name}: {self.size} bytes for {self.height}x{self.width}")
         if not max(self.black) < self.white:
             raise ValueError(f"{self.name}: white level {self.white} not above {max(self.black)}")
         return self
@@ -180,20 +187,18 @@ class Store:
         Raises:
             StoreError: the file is gone, or not what the manifest says.
         """
-        path = self.path / frame.path
+        path, shape = self.path / frame.path, (frame.height, frame.width)
         try:
-            mosaic = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            size = path.stat().st_size
+            if size != frame.size:
+                raise ValueError(f"it has {size} bytes, the manifest says {frame.size}")
+            # Without numpy's reading of the header, which takes a tenth of a crop's time.
+            return np.memmap(path, "<u2", "r", offset=frame.header_size, shape=shape)
+        except (OSError, ValueError) as error:
             raise StoreError(
                 f"{path} cannot be read ({error}). Check the store with `eslkit-tsdn verify "
                 f"{self.path}`, and mend it by preparing it again."
             ) from error
-        if mosaic.shape != (frame.height, frame.width) or mosaic.dtype != np.uint16:
-            raise StoreError(
-                f"{path} holds {mosaic.shape} in {mosaic.dtype}; the manifest says "
-                f"({frame.height}, {frame.width}) in uint16. Prepare the store again."
-            )
-        return mosaic
 
 
 def read_manifest(store: Path) -> StoreManifest:

@@ -12,18 +12,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eslkit.errors import InputError
-from eslkit_tsdn.data.crops import seeded, to_packed
+from eslkit_tsdn.data.crops import seeded
 from eslkit_tsdn.data.sid import SidPair, select, split_of
 from eslkit_tsdn.data.source import NoisyBatch
 from eslkit_tsdn.data.store import Frame, Store
 from eslkit_tsdn.noise import SONY_A7S2_ELD, CameraNoise, sample_noisy
-from eslkit_tsdn.raw import normalize_mosaic
+from eslkit_tsdn.raw import Pattern, normalize_planes, pack
 
 __all__ = ["LongSource", "PairSource", "Place", "cut", "tiles"]
+
+_RGGB: Pattern = ((0, 1), (3, 2))
+_SWAPPED = [0, 3, 2, 1]
+"""Where the planes of a transposed mosaic come from: its greens change places."""
 
 
 @dataclass(frozen=True)
@@ -78,50 +83,37 @@ def cut(store: Store, frame: Frame, place: Place, *, size: int) -> Tensor:
     Returns:
         (4, size, size) float32 in [0, 1], order R, G1, B, G2 by place in the crop.
     """
-    (first_row, first_column), pattern = _red(frame)
+    first_row, first_column = _red(frame)
     rows = _span(place.top, size=size, cells=(frame.height - first_row) // 2, flip=place.flip_rows)
     columns = _span(
         place.left, size=size, cells=(frame.width - first_column) // 2, flip=place.flip_columns
     )
-    patch = store.mosaic(frame)[
-        first_row + rows.start : first_row + rows.stop,
-        first_column + columns.start : first_column + columns.stop,
-    ]
-    unit = normalize_mosaic(patch, pattern=pattern, black=frame.black, white=frame.white)
-    mosaic = torch.from_numpy(unit)
-    for axis, span in enumerate((rows, columns)):
-        if span.flip:
-            mosaic = mosaic.flip(axis)
-        mosaic = mosaic.narrow(axis, 1 if span.flip else 0, 2 * size)
-    return to_packed(mosaic.T if place.transpose else mosaic)
+    # Views of the file: pixels are read once, by `pack`, and stay uint16 until they are turned.
+    mosaic = store.mosaic(frame)[first_row:, first_column:][rows, columns]
+    planes, black = pack(mosaic, _RGGB), frame.black
+    if place.transpose:
+        planes = np.ascontiguousarray(planes[_SWAPPED].swapaxes(1, 2))
+        black = tuple(black[plane] for plane in _SWAPPED)
+    return torch.from_numpy(normalize_planes(planes, black=black, white=frame.white))
 
 
-@dataclass(frozen=True)
-class _Span:
-    """Pixels along one axis; a mirrored one has an extra pixel at either end."""
-
-    start: int
-    stop: int
-    flip: bool
-
-
-def _span(first: int, *, size: int, cells: int, flip: bool) -> _Span:
+def _span(first: int, *, size: int, cells: int, flip: bool) -> slice:
+    """The pixels along one axis, forwards or backwards, from a pixel of the first one's colour."""
     if not flip or cells <= size:
-        return _Span(2 * first, 2 * (first + size), flip=False)
-    start = 2 * min(first, cells - size - 1)
-    return _Span(start, start + 2 * size + 2, flip=True)
+        return slice(2 * first, 2 * (first + size))
+    last = 2 * (min(first, cells - size - 1) + size)
+    return slice(last, last - 2 * size if last > 2 * size else None, -1)
 
 
-def _red(frame: Frame) -> tuple[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]]:
-    """Row and column of the first red pixel, and the pattern from there on: always RGGB."""
+def _red(frame: Frame) -> tuple[int, int]:
+    """Row and column of the first red pixel; from there on the pattern is RGGB."""
     (a, b), (c, _) = frame.pattern
-    place = {a: (0, 0), b: (0, 1), c: (1, 0)}.get(0, (1, 1))
-    return place, ((0, 1), (3, 2))
+    return {a: (0, 0), b: (0, 1), c: (1, 0)}.get(0, (1, 1))
 
 
 def _cells(frame: Frame, *, size: int) -> tuple[int, int]:
     """Rows and columns of cells from the first red pixel on; a crop must fit in."""
-    (first_row, first_column), _ = _red(frame)
+    first_row, first_column = _red(frame)
     rows, columns = (frame.height - first_row) // 2, (frame.width - first_column) // 2
     if min(rows, columns) < size:
         raise InputError(

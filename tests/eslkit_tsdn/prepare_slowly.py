@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from eslkit_tsdn.data.folder import find_dataset
 from eslkit_tsdn.data.prepare import prepare
+from eslkit_tsdn.data.sid_folder import find_dataset
 
 if __name__ == "__main__":
     prepare(

@@ -18,8 +18,8 @@ from eslkit.errors import InputError, StoreError
 from eslkit_tsdn.cli import app
 from eslkit_tsdn.data import prepare as preparing
 from eslkit_tsdn.data.decoder import decode
-from eslkit_tsdn.data.folder import CameraFile, find_dataset
 from eslkit_tsdn.data.prepare import BadFilesError, prepare
+from eslkit_tsdn.data.sid_folder import CameraFile, find_dataset
 from eslkit_tsdn.data.store import Frame, Store, verify_store
 from eslkit_tsdn.raw import read_raw
 from tests.eslkit_tsdn.sid_folder import LONGS, SHOTS, make_sid, write_camera_file

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from eslkit.errors import InputError, StoreError
 from eslkit_tsdn.data.crops import seeded
 from eslkit_tsdn.data.decoder import decode
-from eslkit_tsdn.data.folder import find_dataset
 from eslkit_tsdn.data.pairs import StoredPairs
+from eslkit_tsdn.data.sid_folder import find_dataset
 from eslkit_tsdn.data.store import Frame, Store, StoreManifest
 from eslkit_tsdn.data.store_sources import LongSource, PairSource, Place, cut, tiles
 from eslkit_tsdn.raw import normalize, pack, read_raw
@@ -57,7 +57,7 @@ def numbered(
         role="long",
         source_size=0,
         source_mtime_ns=0,
-        size=0,
+        size=128 + 2 * size[0] * size[1],
         sha256="",
         height=size[0],
         width=size[1],
@@ -262,7 +262,7 @@ def test_a_store_that_changes_under_ones_feet_says_so(sid, tmp_path) -> None:
     store = store_of(sid, tmp_path / "store")
     path = store.path / store.longs[0].path
     np.save(path, np.zeros((4, 4), np.uint16))
-    with pytest.raises(StoreError, match=r"holds \(4, 4\) in uint16; the manifest says"):
+    with pytest.raises(StoreError, match=r"it has 160 bytes, the manifest says 8864"):
         store.mosaic(store.longs[0])
     path.write_bytes(b"damaged")
     with pytest.raises(StoreError, match="cannot be read"):
