@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from eslkit.graph.export import tensor_leaves
+from eslkit.graph.forms import RememberForms
 from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import example_arguments
 
@@ -95,7 +96,12 @@ def _saved_bytes(
 
     rng = torch.get_rng_state()
     try:
-        with mode, torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
+        with (
+            mode,
+            torch.enable_grad(),
+            saved_tensors_hooks(pack, lambda tensor: tensor),
+            nullcontext() if fake else RememberForms(),
+        ):
             result = bare(*args, **kwargs)
         del result
     finally:

@@ -22,6 +22,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eslkit.graph.forms import call
+
 __all__ = ["Mark", "Recorder", "UnfollowedViewError", "source_line", "tensor_leaves"]
 
 aten = torch.ops.aten
@@ -197,7 +199,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.inplace_view in func.tags:
             self._keep_form(args[0])
-        result = func(*args, **kwargs)
+        result = call(func, args, kwargs)
         results = result if isinstance(result, (list, tuple)) else (result,)
         if not any(isinstance(item, Tensor) for item in results):
             return result  # a number: the code goes on with it

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from eslkit.errors import InputError
 __all__ = ["prepare", "skeleton"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
+_ATOMIC = frozenset({type(None), bool, int, float, complex, str, bytes})
+_EMPTY = frozenset({dict, OrderedDict, set, list})
 
 
 def skeleton(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -23,13 +27,16 @@ def skeleton(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
         InputError: the model holds something that cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for tensor in _own_tensors(model):
+    modules = list(model.modules())
+    held = _held(modules)
+    for tensor in (item for item in held if isinstance(item, Tensor)):
         made = make(tensor)
         if isinstance(tensor, nn.Parameter):
             made = nn.Parameter(made, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = made
-    closures = _twins_of_closures(model, memo)
+    closures = _twins_of_closures(held, memo)
     try:
+        _copy_modules(modules, memo)
         made = copy.deepcopy(model, memo)
         for old, new in closures:
             for cell, twin in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
@@ -43,16 +50,71 @@ def skeleton(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
         ) from error
 
 
-def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and tensors that other code left as plain attributes.
+def _held(modules: Sequence[nn.Module]) -> list[Any]:
+    """Parameters, buffers, and what the modules hold as plain attributes, containers opened.
 
-    Those (a weight that weight norm computes, a list of last outputs) cannot all be deep-copied.
+    Tensors that other code left there (a weight that weight norm computes, a list of last
+    outputs) cannot all be deep-copied.
     """
-    held: list[Any] = []
-    for module in model.modules():
-        held += [vars(module)[name] for name in _REGISTRIES[:2]]
-        held += [value for key, value in vars(module).items() if key not in _REGISTRIES]
-    yield from (item for item in _items(held) if isinstance(item, Tensor))
+    values: list[Any] = []
+    for module in modules:
+        for key, value in vars(module).items():
+            if key != "_modules" and type(value) not in _ATOMIC and not _is_empty(value):
+                values.append(value)
+    return list(_items(values))
+
+
+def _copy_modules(modules: Sequence[nn.Module], memo: dict[int, Any]) -> None:
+    """Put copies of the modules into `memo`, as `copy.deepcopy` would make them.
+
+    It asks every attribute of every module how it wants to be copied, and that is most of what
+    tracing a model of many layers took. Modules that say something about it are left to it.
+    """
+    kinds = {kind: _is_plain(kind) for kind in dict.fromkeys(map(type, modules))}
+    plain = [m for m in modules if kinds[type(m)] and "__deepcopy__" not in vars(m)]
+    for module in plain:
+        memo[id(module)] = object.__new__(type(module))
+    for module in reversed(plain):  # a module after those that it holds
+        state = {key: _copied(value, memo) for key, value in module.__getstate__().items()}
+        memo[id(module)].__setstate__(state)
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether copying a module of this class is copying what it holds."""
+    return (
+        getattr(kind, "__deepcopy__", None) is None
+        and kind.__new__ is object.__new__
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and kind.__getstate__ is nn.Module.__getstate__
+        and kind.__setstate__.__module__.startswith("torch.nn.modules.")
+        and kind not in copyreg.dispatch_table
+        and not any("__slots__" in vars(base) for base in kind.__mro__)
+    )
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """`copy.deepcopy`, with a short way for what most attributes of modules are."""
+    kind = type(value)
+    if kind in _ATOMIC:
+        return value
+    known = memo.get(id(value), memo)
+    if known is not memo:
+        return known
+    if _is_empty(value):
+        made = memo[id(value)] = kind()
+        return made
+    if kind is dict and all(type(key) is str for key in value):
+        made = memo[id(value)] = dict[str, Any]()
+        made.update((key, _copied(item, memo)) for key, item in value.items())
+        return made
+    if kind is tuple and all(type(item) in _ATOMIC for item in value):
+        return value
+    return copy.deepcopy(value, memo)
+
+
+def _is_empty(value: Any) -> bool:
+    return type(value) in _EMPTY and not value
 
 
 def prepare(model: nn.Module, *, train: bool) -> None:
@@ -71,7 +133,7 @@ def prepare(model: nn.Module, *, train: bool) -> None:
 
 
 def _twins_of_closures(
-    model: nn.Module, memo: dict[int, Any]
+    held: Sequence[Any], memo: dict[int, Any]
 ) -> list[tuple[types.FunctionType, types.FunctionType]]:
     """Functions on modules that hold modules or tensors in their closure, and empty twins of them.
 
@@ -79,12 +141,8 @@ def _twins_of_closures(
     go on using the layers of the original.
     """
     twins: list[tuple[types.FunctionType, types.FunctionType]] = []
-    for module in model.modules():
-        for item in _items(
-            [value for key, value in vars(module).items() if key not in _REGISTRIES]
-        ):
-            if not isinstance(item, types.FunctionType) or id(item) in memo:
-                continue
+    for item in held:
+        if isinstance(item, types.FunctionType) and id(item) not in memo:
             cells = [c.cell_contents for c in item.__closure__ or () if _is_filled(c)]
             if any(isinstance(held, (nn.Module, Tensor)) for held in _items(cells)):
                 twin = types.FunctionType(
