@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eslkit.cost import cost
 from eslkit.errors import PlanError, ResizeError
 from eslkit.graph.channels import ChannelGraph
-from eslkit.graph.skeleton import skeleton
+from eslkit.graph.export import Exported
+from eslkit.graph.skeleton import without_memory
 from eslkit.graph.trace import Traced, trace_fully
 from eslkit.memory import training_bytes
 from eslkit.moves import Move, count_layers, table_widths
@@ -28,13 +29,13 @@ from eslkit.plan import (
 )
 from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
 from eslkit.surgery.inherit import named_tensors
-from eslkit.surgery.integers import apply_edits
 from eslkit.surgery.layers import layers_towards, remove_layers
 from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy, planned, policy_of
 from eslkit.surgery.resize import (
     Prepared,
     build_resized,
+    form_resized,
     prepare_possible,
     prepare_resize,
     warn_kept,
@@ -53,6 +54,8 @@ class Planned:
     """Step number -> the resize of that step, proved."""
     inputs: Any
     """The example inputs, inferred where none were given."""
+    deepened: nn.Module | None = None
+    """The small model with levels inserted, before it is widened; None where there are none."""
 
 
 class Draft:
@@ -85,6 +88,7 @@ class Draft:
         self._waiting: dict[str, int] = {}
         """Widths that could not be reached alone, and are tried with the next step."""
         self._refused: ResizeError | None = None
+        self._deeper: nn.Module | None = None
         self._parts_out = 0
         self.surplus: tuple[str, ...] = ()
         """Layers that the large model has and the small one has not, in the order of leaving."""
@@ -152,7 +156,8 @@ class Draft:
             deeper = self._deepened(depth, plain)
         before = self._trace(deeper) if depth else self._traced
         prepared = self._widened(deeper, before, width)
-        self._goal = deeper
+        self._deeper = deeper if depth else None
+        self._goal = self._bare(deeper)
         self._build(deeper, prepared, self._expand_init, seed)
         self._add(
             name,
@@ -175,6 +180,15 @@ class Draft:
             example_inputs=self.inputs,
         )
 
+    @property
+    def _is_bare(self) -> bool:
+        """Whether the code of the networks runs without memory, so that none is needed."""
+        return self._traced.exported.runner.kind == "meta"
+
+    def _bare(self, network: nn.Module) -> nn.Module:
+        """A copy without memory for its weights, if that does."""
+        return without_memory(network) if self._is_bare else clone(network)
+
     def _widened(
         self, deeper: nn.Module, before: Traced, width: float | Mapping[str, float]
     ) -> Prepared:
@@ -188,13 +202,13 @@ class Draft:
 
     def _build(self, network: nn.Module, prepared: Prepared, init: str | Policy, seed: int) -> None:
         """Go on with the resized network; only its form counts, so it has no memory if it can."""
-        if prepared.sizes.traced.exported.runner.kind == "meta":
-            self.network = _form(network, prepared)
+        if self._is_bare:
+            self.network = form_resized(network, prepared)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.network = build_resized(network, prepared, init=planned(init))
-        self._traced = self._trace(self.network)
+        self._traced = self._trace(self.network, prepared.exported)
 
     def shrink(self, move: Move) -> None:
         """Take a step.
@@ -326,12 +340,15 @@ class Draft:
             "picture": () if own == last else self._picture,
             "steps": tuple(self._steps),
         }
-        return Planned(Plan.model_validate({**fields, **base}), self._prepared, self.inputs)
+        plan = Plan.model_validate({**fields, **base})
+        return Planned(plan, self._prepared, self.inputs, self._deeper)
 
-    def _trace(self, network: nn.Module) -> Traced:
+    def _trace(self, network: nn.Module, exported: Exported | None = None) -> Traced:
         if self._own is not None and fingerprint(network) == fingerprint(self.model):
             return self._own
-        return trace_fully(network, example_inputs=self.inputs, protect=self._protect)
+        return trace_fully(
+            network, example_inputs=self.inputs, protect=self._protect, exported=exported
+        )
 
     def _figures(self, network: nn.Module) -> dict[str, int | None]:
         """What a network costs, counted once for each form."""
@@ -361,7 +378,7 @@ class Draft:
         if prepared is not None:
             widths = {change.group.name: change.new for change in prepared.sizes.changes}
             if prepared.sizes.traced.exported.runner.kind != "real":  # it hangs on no values
-                self._prepared[index] = prepared
+                self._prepared[index] = replace(prepared, exported=None)  # it has served
         self._steps.append(
             Step(
                 index=index,
@@ -373,22 +390,6 @@ class Draft:
                 **what,
             )
         )
-
-
-def _form(network: nn.Module, prepared: Prepared) -> nn.Module:
-    """The resized network without memory for its weights."""
-    names = {id(tensor): name for name, tensor in named_tensors(network).items()}
-
-    def make(tensor: Tensor) -> Tensor:
-        name = names.get(id(tensor))
-        if name is None:
-            return tensor.detach()
-        shape = prepared.sizes.parameter(name, tuple(tensor.shape))
-        return torch.empty(shape, dtype=tensor.dtype, device="meta")
-
-    made = skeleton(network, make)
-    apply_edits(made, prepared.edits)
-    return made
 
 
 def policy_name(init: str | Policy) -> str:

@@ -109,4 +109,6 @@ def paper(
     else:
         made = plan_scratch(model, depth=0 if whole else depth, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
-    return Schedule(clone(model), plan, made.inputs, policies, prepared=made.prepared, level=level)
+    return Schedule(
+        clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened
+    )

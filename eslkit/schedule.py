@@ -81,6 +81,9 @@ class Schedule:
     level: LevelBuilder | None = None
     """What builds an inserted level, where that is not the model's own kind."""
 
+    deepened: nn.Module | None = None
+    """The small model with its levels inserted, as planning made it, so that a run need not."""
+
     def __post_init__(self) -> None:
         self._check_source()
         if fingerprint(self.model) != self.plan.fingerprint:
@@ -201,6 +204,7 @@ class Schedule:
                 policies=self.policies,
                 level=self.level,
                 prepared=self.prepared.get(step.index),
+                deepened=self.deepened,
             )
             count = sum(parameter.numel() for parameter in made.parameters())
             if count != step.parameters:
@@ -287,7 +291,9 @@ def schedule(
     policies = own_policies(init, expand_init)
     made = plan_expansion(model, width=width, depth=depth, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
-    return Schedule(clone(model), plan, made.inputs, policies, prepared=made.prepared, level=level)
+    return Schedule(
+        clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened
+    )
 
 
 def schedule_from(

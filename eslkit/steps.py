@@ -12,7 +12,9 @@ from eslkit.errors import PlanError
 from eslkit.graph.trace import trace_fully
 from eslkit.plan import Plan, Step
 from eslkit.surgery.api import expand
-from eslkit.surgery.depth import deepen, flatten_parts, flatten_step
+from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
+from eslkit.surgery.inherit import named_tensors
+from eslkit.surgery.inserted import Inserted
 from eslkit.surgery.layers import remove_layers
 from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy
@@ -30,6 +32,7 @@ def apply_step(
     policies: Mapping[str, Policy] | None = None,
     level: LevelBuilder | None = None,
     prepared: Prepared | None = None,
+    deepened: nn.Module | None = None,
 ) -> nn.Module:
     """The network of a step, from the network before; a function of that and the step's seed.
 
@@ -42,6 +45,7 @@ def apply_step(
         level: what builds an inserted level, where that is not the model's own kind.
         prepared: the resize of this step as planning proved it, where that is at hand; nothing
             is then traced or proved again.
+        deepened: the small model with its levels inserted, as planning made it; the same.
 
     Raises:
         PlanError: the step does not fit the network.
@@ -63,14 +67,17 @@ def apply_step(
                     protect=plan.protect,
                 )
             name = init if isinstance(init, str) else "random"
-            made = deepen(
-                model,
-                levels=step.depth,
-                init=name,
-                at=plan.at or None,
-                level=level,
-                example_inputs=example_inputs,
-            )
+            if deepened is not None:
+                made = _filled(deepened, model)
+            else:
+                made = deepen(
+                    model,
+                    levels=step.depth,
+                    init=name,
+                    at=plan.at or None,
+                    level=level,
+                    example_inputs=example_inputs,
+                )
         if step.widths or (step.phase == "expand" and init == "random"):
             if prepared is None:
                 traced = trace_fully(made, example_inputs=example_inputs, protect=plan.protect)
@@ -81,6 +88,23 @@ def apply_step(
         if step.flatten:
             made = flattened(made, step, plan)
         return made
+
+
+def _filled(deepened: nn.Module, model: nn.Module) -> nn.Module:
+    """A copy of the deepened model with the weights of a model that it could have been made of."""
+    made = clone(deepened)
+    wrappers = [name for name, module in made.named_modules() if isinstance(module, Inserted)]
+    values = dict(model.named_parameters(remove_duplicate=False))
+    values.update(model.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for name, tensor in named_tensors(made).items():
+            own = name
+            for wrapper in reversed(wrappers):  # the innermost first
+                if own.startswith(f"{wrapper}.body."):
+                    own = f"{wrapper}.{own.removeprefix(f'{wrapper}.body.')}"
+            if not any(name.startswith(f"{wrapper}.level.") for wrapper in wrappers):
+                tensor.copy_(values[own])
+    return made
 
 
 def flattened(model: nn.Module, step: Step, plan: Plan) -> nn.Module:

@@ -99,14 +99,16 @@ class Atoms:
     def find(self, labels: IntArray) -> IntArray:
         """The representative of each label; WILD stays."""
         known = labels >= 0
-        root = np.where(known, labels, 0)
-        while True:
-            above = self.parent[root]
-            if np.array_equal(above, root):
-                break
-            root = above
-        self.parent[labels[known]] = root[known]
-        return np.where(known, root, WILD)
+        whole = bool(known.all())
+        root = labels if whole else np.where(known, labels, 0)
+        above = self.parent[root]
+        while not (above == root).all():
+            root, above = above, self.parent[above]
+        if whole:
+            self.parent[labels] = above
+            return above
+        self.parent[labels[known]] = above[known]
+        return np.where(known, above, WILD)
 
     def union(self, left: IntArray, right: IntArray) -> None:
         """Unite label by label; positions where either side is WILD say nothing."""

@@ -9,10 +9,11 @@ not help the channels are protected.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from eslkit.graph.atoms import Atoms, IntArray
 from eslkit.graph.labels import Axis, Labels
@@ -120,46 +121,79 @@ def _form(labels: Labels) -> tuple[list[RawGroup], list[tuple[IntArray, str]]]:
     mark = np.zeros(len(roots), np.uint64)
     with np.errstate(over="ignore"):
         np.add.at(mark, roots, atoms.mark)
-    signature: dict[int, list[tuple[int, int]]] = {}
-    for i, axis in enumerate(labels.axes):
-        found, counts = np.unique(roots[axis.first : axis.first + axis.size], return_counts=True)
-        for root, count in zip(found.tolist(), counts.tolist(), strict=True):
-            signature.setdefault(root, []).append((i, count))
-    buckets: dict[tuple[object, ...], list[int]] = {}
-    for root, standing in signature.items():
-        key = (tuple(standing), int(reason[root]), 0 if reason[root] else int(mark[root]))
-        buckets.setdefault(key, []).append(root)
+    buckets = _buckets(labels.axes, roots, reason, mark)
     groups: list[RawGroup] = []
     broken: list[tuple[IntArray, str]] = []
-    for key, members in buckets.items():
-        standing, why, _ = key
-        axes = [labels.axes[i] for i, _ in standing]  # type: ignore[union-attr]
-        text = atoms.reasons[int(why)]  # type: ignore[arg-type]
-        group, trouble = _lay_out(roots, np.array(members), axes, text)
+    number = np.full(len(roots), -1)
+    for members, axes in buckets:
+        text = atoms.reasons[int(reason[members[0]])]
+        group, trouble = _lay_out(roots, members, axes, text, number)
         groups.append(group)
         if trouble:
             broken.append((group.roots, trouble))
     return groups, broken
 
 
+def _buckets(
+    axes: Sequence[Axis], roots: IntArray, reason: IntArray, mark: npt.NDArray[np.uint64]
+) -> list[tuple[IntArray, list[Axis]]]:
+    """Channels of the same reason and mark that stand on the same axes, equally often; the axes.
+
+    They begin as one class, and each axis tells apart those that stand on it by how often. New
+    classes have higher numbers than all before, so the classes of two axes are never the same.
+    """
+    kind, last = np.zeros(len(roots), np.int64), 0
+    standing: list[IntArray] = []
+    for axis in axes:
+        found, counts = np.unique(roots[axis.first : axis.first + axis.size], return_counts=True)
+        kind[found], last = _renumbered(kind[found], counts, last)
+        standing.append(found)
+    everything = np.concatenate(standing) if standing else np.zeros(0, np.int64)
+    members, at = np.unique(everything, return_index=True)
+    members = members[np.argsort(at)]  # in the order in which they are met
+    for apart in (reason, np.where(reason == 0, mark, np.uint64(0)).view(np.int64)):
+        kind[members], last = _renumbered(kind[members], apart[members], last)
+    number = {each: i for i, each in enumerate(dict.fromkeys(kind[members].tolist()))}
+    held: list[list[Axis]] = [[] for _ in number]
+    for axis, found in zip(axes, standing, strict=True):
+        for each in np.unique(kind[found]).tolist():
+            held[number[each]].append(axis)
+    place = np.array([number[each] for each in kind[members].tolist()], np.int64)
+    order = np.argsort(place, kind="stable")
+    parts = np.split(members[order], np.flatnonzero(np.diff(place[order])) + 1)
+    return list(zip(parts, held, strict=True)) if number else []
+
+
+def _renumbered(kinds: IntArray, values: IntArray, last: int) -> tuple[IntArray, int]:
+    """New classes of what had these classes and has these values; the highest of their numbers."""
+    if (kinds == kinds[:1]).all() and (values == values[:1]).all():
+        return np.full_like(kinds, last + 1), last + 1
+    order = np.lexsort((values, kinds))
+    differ = (np.diff(kinds[order]) != 0) | (np.diff(values[order]) != 0)
+    made = np.empty_like(kinds)
+    made[order] = last + 1 + np.concatenate([np.zeros(1, np.int64), np.cumsum(differ)])
+    return made, int(made.max())
+
+
 def _lay_out(
-    roots: IntArray, members: IntArray, axes: Iterable[Axis], reason: str
+    roots: IntArray, members: IntArray, axes: Sequence[Axis], reason: str, number: IntArray
 ) -> tuple[RawGroup, str]:
-    axes = list(axes)
+    """A group with its spans, and where they do not fit; `number` is -1 everywhere, and left so."""
+    number[members] = 0
     first = roots[axes[0].first : axes[0].first + axes[0].size]
-    order, where = np.unique(first[np.isin(first, members)], return_index=True)
+    order, where = np.unique(first[number[first] == 0], return_index=True)
     members = order[np.argsort(where)]
-    index = {int(root): i for i, root in enumerate(members)}
+    number[members] = np.arange(len(members))
     spans: list[RawSpan] = []
     trouble = ""
     for axis in axes:
         here = roots[axis.first : axis.first + axis.size]
-        places = np.flatnonzero(np.isin(here, members))
-        numbers = np.array([index[int(root)] for root in here[places]])
-        found = list(_spans(axis, places, numbers, len(members)))
+        places = np.flatnonzero(number[here] >= 0)
+        found = list(_spans(axis, places, number[here[places]], len(members)))
         if not found and not reason:
             trouble = trouble or f"axis {axis.axis} of {axis.name}"
         spans.extend(found or [RawSpan(axis, int(places[0]), 1)])
+    number[members] = -1
     return RawGroup(
         members, tuple(spans), reason or ("one channel" if len(members) == 1 else "")
     ), trouble

@@ -60,12 +60,14 @@ def run_on_labels(exported: Exported) -> Labels:
     atoms = Atoms()
     axes: list[Axis] = []
     values: dict[fx.Node, Any] = {}
+    first = atoms.new(sum(sum(exported.shape(node)) for node in exported.parameters))
     for node, name in exported.parameters.items():
-        values[node] = _parameter(
-            atoms, axes, name, exported.shape(node), trainable=name not in exported.buffers
-        )
+        shape = exported.shape(node)
+        trainable = name not in exported.buffers
+        values[node] = _parameter(atoms, axes, name, shape, first, trainable=trainable)
+        first += sum(shape)
         if not node.users:
-            for axis in axes[-len(exported.shape(node)) :] if exported.shape(node) else ():
+            for axis in axes[-len(shape) :] if shape else ():
                 atoms.fix(axis.atoms, "the forward pass does not use it")
     for node in exported.inputs:
         values[node] = Value(exported.shape(node), given=True)
@@ -82,17 +84,23 @@ def run_on_labels(exported: Exported) -> Labels:
 
 
 def _parameter(
-    atoms: Atoms, axes: list[Axis], name: str, shape: tuple[int, ...], *, trainable: bool
+    atoms: Atoms,
+    axes: list[Axis],
+    name: str,
+    shape: tuple[int, ...],
+    first: int,
+    *,
+    trainable: bool,
 ) -> Value:
     parts: list[Tensor] = []
     for axis, size in enumerate(shape):
-        first = atoms.new(size)
         axes.append(Axis(name, axis, first, size, trainable))
         if size > 1:
             view = [size if i == axis else 1 for i in range(len(shape))]
             parts.append(torch.arange(first, first + size).reshape(view))
         else:
             atoms.fix(np.array([first]), "an axis of size 1")
+        first += size
     return Value(shape, tuple(parts), weight=True, scales=True, raw=True)
 
 

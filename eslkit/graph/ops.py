@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ class Op:
         """The operation's name, without the underscore of those that write in place."""
         return self.target.overloadpacket.__name__.rstrip("_")
 
-    @property
+    @functools.cached_property
     def values(self) -> list[Value]:
         """All tensors among the arguments, in order."""
         found: list[Value] = []

@@ -246,7 +246,9 @@ class Recorder(TorchDispatchMode):
         names = {id(module): name for name, module in model.named_modules()}
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            found: list[Any] = list(args)
+            if kwargs or not all(isinstance(arg, Tensor) for arg in args):
+                found = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             simple = len(args) == 1 and not kwargs and len(found) == 1 and found[0] is args[0]
             self.stack.append(len(self.marks))
             self.marks.append(Mark(names[id(module)], simple, self._count))

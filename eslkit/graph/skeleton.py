@@ -9,11 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from eslkit.errors import InputError
 
-__all__ = ["prepare", "skeleton"]
+__all__ = ["prepare", "skeleton", "without_memory"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _ATOMIC = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -115,6 +116,11 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def _is_empty(value: Any) -> bool:
     return type(value) in _EMPTY and not value
+
+
+def without_memory(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose tensors are on `meta`: only their forms are left."""
+    return skeleton(model, lambda tensor: torch.empty_like(tensor.detach(), device="meta"))
 
 
 def prepare(model: nn.Module, *, train: bool) -> None:

@@ -43,7 +43,11 @@ class Traced:
 
 
 def trace_fully(
-    model: nn.Module, *, example_inputs: Any = None, protect: Sequence[str] = ()
+    model: nn.Module,
+    *,
+    example_inputs: Any = None,
+    protect: Sequence[str] = (),
+    exported: Exported | None = None,
 ) -> Traced:
     """The channel graph as the labels give it, with the exported graph and all labels.
 
@@ -51,13 +55,17 @@ def trace_fully(
         model: any module; it is not touched.
         example_inputs: as for `eslkit.trace`.
         protect: as for `eslkit.trace`.
+        exported: the model's operations on these inputs, where they are written down already.
 
     Raises:
         TraceError: the model did not run on the inputs, or no inputs could be inferred.
         InputError: a pattern of `protect` matches nothing.
     """
     check_model(model)
-    exported, inputs, keywords = _export_with(model, example_inputs)
+    if exported is None:
+        exported, inputs, keywords = _export_with(model, example_inputs)
+    else:
+        inputs, keywords = example_arguments(example_inputs)
     labels = run_on_labels(exported)
     groups = _protect(labels, protect)
     resolution = resolution_of(exported, labels)

@@ -78,6 +78,10 @@ def compact(atoms: Atoms, part: Tensor) -> Tensor:
     for axis, size in enumerate(part.shape):
         if size > 1 and part.stride(axis) == 0:
             part = part.narrow(axis, 0, 1)
+    varying = [axis for axis, size in enumerate(part.shape) if size > 1]
+    if len(varying) == 1:  # nearly all of them
+        row = atoms.find(flat(part))
+        return part.narrow(varying[0], 0, 1) if (row == row[:1]).all() else part
     roots = torch.from_numpy(atoms.find(part.numpy()))
     for axis, size in enumerate(part.shape):
         if size > 1:

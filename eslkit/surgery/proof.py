@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from eslkit.graph.export import World, run, source_line
+from eslkit.graph.export import Exported, World, run, source_line
 from eslkit.graph.record import Recorder
 from eslkit.graph.trace import Traced, nodes_of
 from eslkit.graph.values import Value
@@ -51,6 +51,8 @@ class Proof:
     """What no attribute mends; None if all went well."""
     numbers: Mapping[fx.Node, float]
     """Operations that now multiply by another number -> the new one relative to the old one."""
+    exported: Exported | None
+    """The operations of the resized model, if it ran once and went well: what tracing it finds."""
 
 
 def prove(model: nn.Module, sizes: Sizes) -> Proof:
@@ -61,7 +63,7 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
     apply_edits(bare, edits)
     expected = _Expected(sizes)
     numbers: dict[fx.Node, float] = {}
-    failure = _run(bare, expected, world, numbers)
+    failure, exported = _run(bare, expected, world, numbers)
     known: dict[str, dict[int, set[int]]] = {}
     runs = 1
     while failure is not None and runs < _MOST_RUNS:
@@ -71,7 +73,7 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
             for proposal in (trial + alike, trial) if alike else (trial,):
                 kept = _present(bare, proposal)
                 apply_edits(bare, proposal)
-                after = _run(bare, expected, world, numbers)
+                after, _ = _run(bare, expected, world, numbers)
                 runs += 1
                 if after is None or after.progress > failure.progress:
                     better = (proposal, after)
@@ -82,7 +84,9 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
         if better is None:
             break
         edits, failure = (*edits, *better[0]), better[1]
-    return Proof(edits, failure, numbers)
+    if world.runner.kind == "real":  # what it does may hang on the weights
+        exported = None
+    return Proof(edits, failure, numbers, exported)
 
 
 def _present(bare: nn.Module, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
@@ -112,21 +116,22 @@ def _spread(bare: nn.Module, trial: tuple[Edit, ...]) -> tuple[Edit, ...]:
 
 def _run(
     bare: nn.Module, expected: _Expected, world: World, numbers: dict[fx.Node, float]
-) -> Failure | None:
-    """One run: what failed, and in `numbers` which operations multiply by another number."""
+) -> tuple[Failure | None, Exported | None]:
+    """One run: what failed, or all of it; in `numbers`, what multiplies by another number."""
     traced = expected.traced
     numbers.clear()
     watch = _Watch(expected, numbers)
     recorder = watch.recorder
     try:
-        run(bare, traced.inputs, traced.keywords, world=world, recorder=recorder)
+        exported = run(bare, traced.inputs, traced.keywords, world=world, recorder=recorder)
     except Exception as error:  # noqa: BLE001  the user's code may raise anything: the reason
         stack = tuple(recorder.marks[call].path for call in recorder.stack)
         text = str(error)
         if not isinstance(error, _OtherSizeError):
             text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return Failure(stack[-1] if stack else "", text, watch.progress, stack, watch.reached)
-    return None
+        where = stack[-1] if stack else ""
+        return Failure(where, text, watch.progress, stack, watch.reached), None
+    return None, exported
 
 
 class _OtherSizeError(Exception):

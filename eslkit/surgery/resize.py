@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from eslkit.errors import ResizeError
 from eslkit.graph.channels import ChannelGraph
+from eslkit.graph.export import Exported
 from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, check_model, trace_fully
 from eslkit.surgery.blame import blamed
@@ -36,6 +37,7 @@ __all__ = [
     "Prepared",
     "ResizeWarning",
     "build_resized",
+    "form_resized",
     "inherit",
     "prepare_possible",
     "prepare_resize",
@@ -89,10 +91,13 @@ class Prepared:
     sizes: Sizes
     edits: tuple[Edit, ...]
     numbers: Numbers
+    exported: Exported | None = None
+    """The operations of the resized model, where the proof has written them down."""
 
 
 def _prepared(sizes: Sizes, proof: Proof) -> Prepared:
-    return Prepared(sizes, proof.edits, numbers_of(sizes.traced, proof.numbers))
+    numbers = numbers_of(sizes.traced, proof.numbers)
+    return Prepared(sizes, proof.edits, numbers, proof.exported)
 
 
 def prepare_resize(model: nn.Module, traced: Traced, widths: Mapping[str, int]) -> Prepared:
@@ -273,6 +278,22 @@ def build_resized(model: nn.Module, prepared: Prepared, *, init: str | Policy) -
         if tensor.device != before[name].device:
             tensor.data = tensor.data.to(before[name].device)
     refined(policy, made, model, sizes, maps)
+    return made
+
+
+def form_resized(model: nn.Module, prepared: Prepared) -> nn.Module:
+    """As `build_resized`, without memory for the weights: only the network's form."""
+    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+
+    def make(tensor: Tensor) -> Tensor:
+        name = names.get(id(tensor))
+        if name is None:
+            return tensor.detach()
+        shape = prepared.sizes.parameter(name, tuple(tensor.shape))
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+    made = skeleton(model, make)
+    apply_edits(made, prepared.edits)
     return made
 
 
