@@ -186,6 +186,8 @@ def _skip(start: Block, end: Block) -> str:
     y1, y2 = start.y + start.height * 0.3, end.y + end.height * 0.3
     tip = f"M{end.x - 1:.1f} {y2:.1f}l-6 -3.2v6.4z"
     path = f"M{start.right:.1f} {y1:.1f}H{end.x - 12:.1f}V{y2:.1f}H{end.x - 6:.1f}"
+    if end.layer.level < start.layer.level:  # up first: beside it there may be other blocks
+        path = f"M{(start.x + start.right) / 2:.1f} {start.y:.1f}V{y2:.1f}H{end.x - 6:.1f}"
     return f'<path class="skip" d="{path}"/><path class="tip" d="{tip}"/>'
 
 

@@ -7,6 +7,7 @@ resolution the taller, the more channels the broader. Lengths are in SVG user un
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -119,7 +120,7 @@ def _common_names(
     before: Sequence[LayerInfo], after: Sequence[LayerInfo]
 ) -> tuple[list[str], list[str]]:
     """The names on both sides; a layer that was wrapped or unwrapped is called as it was."""
-    old, new = [layer.name for layer in before], [layer.name for layer in after]
+    old, new = _own_names(before), _own_names(after)
     for names, others in ((old, new), (new, old)):
         for index, name in enumerate(names):
             inner = [other for other in others if other.startswith(f"{name}.")]
@@ -127,6 +128,19 @@ def _common_names(
                 wrapped = min(inner, key=lambda other: other.count("."))
                 names[index] = wrapped if wrapped not in names else name
     return old, new
+
+
+def _own_names(layers: Sequence[LayerInfo]) -> list[str]:
+    """Names as the user's model has them: without the `body` of a wrapper that holds a level."""
+    names = [layer.name for layer in layers]
+    wrappers = {name[: at.start()] for name in names for at in re.finditer(r"\.level\.", name)}
+    for wrapper in sorted(wrappers, key=len, reverse=True):
+        body = f"{wrapper}.body"
+        names = [
+            wrapper + name.removeprefix(body) if f"{name}.".startswith(f"{body}.") else name
+            for name in names
+        ]
+    return names
 
 
 def _place(layer: LayerInfo) -> str:

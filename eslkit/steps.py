@@ -94,8 +94,10 @@ def _filled(deepened: nn.Module, model: nn.Module) -> nn.Module:
     """A copy of the deepened model with the weights of a model that it could have been made of."""
     made = clone(deepened)
     wrappers = [name for name, module in made.named_modules() if isinstance(module, Inserted)]
-    values = dict(model.named_parameters(remove_duplicate=False))
-    values.update(model.named_buffers(remove_duplicate=False))
+    values = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     with torch.no_grad():
         for name, tensor in named_tensors(made).items():
             own = name

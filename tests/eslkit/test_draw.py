@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -119,6 +120,40 @@ def test_a_layer_that_was_wrapped_is_still_the_same_one() -> None:
     assert [mark for _, mark in compare(plain, wrapped)] == expected
     back = [mark.replace("new", "removed") for mark in expected]
     assert [mark for _, mark in compare(wrapped, plain)] == back
+
+
+def test_layers_inside_a_wrapped_module_are_still_the_same_ones() -> None:
+    def layers(*names: str) -> list[LayerInfo]:
+        return [LayerInfo(name=name, kind="conv", level=1, width=8) for name in names]
+
+    plain = layers("deep.a", "deep.sub.b", "deep.sub.c", "last")
+    once = layers("deep.a", "deep.sub.level.entry", "deep.sub.body.b", "deep.sub.body.c", "last")
+    twice = layers(
+        "deep.a",
+        "deep.sub.level.middle2.level.entry",
+        "deep.sub.level.middle2.body",
+        "deep.sub.body.b",
+        "deep.sub.body.c",
+        "last",
+    )
+    assert [m for _, m in compare(plain, once)] == ["same", "new", "same", "same", "same"]
+    assert [m for _, m in compare(once, plain)] == ["same", "removed", "same", "same", "same"]
+    assert [m for _, m in compare(plain, twice)] == ["same", "new", "new", "same", "same", "same"]
+
+
+def test_a_skip_to_a_finer_level_goes_up_before_it_goes_along() -> None:
+    layers = [
+        LayerInfo(name="fine", kind="down", level=1, width=8, skip=""),
+        LayerInfo(name="deep", kind="down", level=2, width=8, skip=""),
+        LayerInfo(name="beside", kind="up", level=1, width=8, skip=""),
+        LayerInfo(name="join", kind="up", level=0, width=8, skip="fine"),
+    ]
+    step = small_plan().steps[0].model_copy(update={"picture": tuple(layers)})
+    svg = draw_network(step)
+    (path,) = re.findall(r'<path class="skip" d="(M[^"]*V[^"]*H[^"]*)"', svg)
+    along = float(path.split("V")[1].split("H")[0])
+    beside = next(b for b in laid_out(layers).blocks[0] if b.layer.name == "beside")
+    assert along < beside.y  # it does not lie on another block's inputs
 
 
 def test_a_u_has_its_skips_and_says_where_it_knows_better() -> None:
