@@ -1,0 +1,71 @@
+"""TSDN trained stage by stage, as the paper's TSDN3."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from eslkit.errors import InputError
+from eslkit_tsdn.budget import Budget, Machine
+from eslkit_tsdn.data.source import Source
+from eslkit_tsdn.fitting import fit
+from eslkit_tsdn.losses import one_stage_l1
+from eslkit_tsdn.models import TSDN
+
+__all__ = ["fit_stage_by_stage"]
+
+
+def fit_stage_by_stage(
+    network: TSDN,
+    source: Source,
+    *,
+    budget: Budget,
+    seed: int = 0,
+    folder: Path | None = None,
+    machine: Machine | None = None,
+) -> dict[str, float]:
+    """Train the stages of a TSDN in place, one after the other, and leave them chained.
+
+    The first stage learns to denoise alone; then the second learns to restore what the first,
+    which no longer changes, makes of the noisy image; and so on. The paper does not say more of
+    its TSDN3 than that its stages are trained independently.
+
+    Args:
+        network: a TSDN.
+        source: gives batch k to update k of every stage.
+        budget: of each stage's training; without `weights`, for there is one image at a time.
+        seed: as for `fit`, the same for every stage.
+        folder: gets a folder for every stage; killed and called again, it goes on there.
+        machine: where it runs, as for `fit`.
+
+    Returns:
+        `loss_stage1`, `loss_stage2` and so on, of the last update of each.
+
+    Raises:
+        InputError: the budget has weights, or as for `fit`.
+        StoreError: as for `fit`.
+        TrainingError: as for `fit`.
+    """
+    if budget.weights is not None:
+        raise InputError(
+            f"weights={budget.weights}: stages that are trained one by one have no weights beside "
+            "each other; leave them out."
+        )
+    losses: dict[str, float] = {}
+    for stage in range(len(network.stages)):
+        metrics = fit(
+            network,
+            source,
+            budget=budget,
+            loss=partial(one_stage_l1, stage=stage),
+            seed=seed,
+            folder=None if folder is None else folder / f"stage{stage + 1}",
+            trainable=partial(_belongs, prefix=f"stages.{stage}."),
+            machine=machine,
+        )
+        losses[f"loss_stage{stage + 1}"] = metrics["loss"]
+    return losses
+
+
+def _belongs(name: str, *, prefix: str) -> bool:
+    return name.startswith(prefix)
