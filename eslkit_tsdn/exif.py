@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["read_camera", "read_exposure"]
+__all__ = ["plausible", "read_camera", "read_exposure"]
 
 _EXPOSURE_TIME = 33434
 _ISO = 34855
@@ -22,6 +22,7 @@ _MAKER, _MODEL = 271, 272
 _ASCII = 2
 _MAX_ENTRIES = 512
 _MAX_TEXT = 256
+_MAX_SECONDS, _MAX_ISO = 1e6, 1e9
 _FORMATS = {1: "B", 3: "H", 4: "I", 5: "II", 9: "i", 10: "ii", 11: "f", 12: "d"}
 """TIFF field types that hold numbers; two letters stand for a fraction."""
 
@@ -44,8 +45,18 @@ def read_exposure(path: Path) -> tuple[float | None, int | None]:
         tags.update(_directory(file, offset=struct.unpack(order + "I", head[4:])[0], order=order))
         if _EXIF_DIRECTORY in tags:
             tags.update(_directory(file, offset=int(tags[_EXIF_DIRECTORY]), order=order))
-    exposure, iso = tags.get(_EXPOSURE_TIME, 0.0), tags.get(_ISO, 0.0)
-    return (exposure if exposure > 0 else None), (round(iso) if iso >= 1 else None)
+    return plausible(tags.get(_EXPOSURE_TIME, 0.0), tags.get(_ISO, 0.0))
+
+
+def plausible(exposure: float, iso: float) -> tuple[float | None, int | None]:
+    """Keeps exposure time (s) and ISO where a camera can have them; None for what it cannot.
+
+    Cameras store 0 for what they do not know, and damaged files anything, infinity included.
+    """
+    return (
+        exposure if 0 < exposure < _MAX_SECONDS else None,
+        round(iso) if 1 <= iso < _MAX_ISO else None,
+    )
 
 
 def read_camera(path: Path) -> str | None:

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eslkit.errors import InputError
 from eslkit_tsdn.color import camera_to_srgb, srgb_encode
-from eslkit_tsdn.exif import read_camera, read_exposure
+from eslkit_tsdn.exif import plausible, read_camera, read_exposure
 from eslkit_tsdn.quiet import native_stderr_off
 
 __all__ = [
@@ -356,5 +356,6 @@ def _exposure(raw: rawpy.RawPy, path: Path) -> tuple[float | None, int | None]:
     # LibRaw keeps single precision: 0.1 s comes as 0.10000000149.
     exposure = float(f"{other.shutter_speed:.6g}") if other is not None else 0.0
     iso = float(other.iso_speed) if other is not None else 0.0
-    found_exposure, found_iso = (None, None) if exposure > 0 < iso else read_exposure(path)
-    return (exposure if exposure > 0 else found_exposure), (round(iso) if iso > 0 else found_iso)
+    known = plausible(exposure, iso)
+    found = (None, None) if None not in known else read_exposure(path)
+    return known[0] or found[0], known[1] or found[1]

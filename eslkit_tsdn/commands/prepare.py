@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare"]
 
-_MAX_LINES = 30
+_MAX_LINES = 40
+_MAX_MISSING = 10
 
 
 def prepare(
     folder: Annotated[
         Path, typer.Argument(help="SID as it is unpacked: holds Sony/short and Sony/long.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store.")] = Path("runs/sid"),
     shots: Annotated[
         Literal["all", "first", "none"],
         typer.Option(
@@ -88,11 +89,14 @@ def run(
 
 
 def tell(files: Sequence[Skipped]) -> None:
-    """Files that are amiss, a line each; of very many the first."""
-    for bad in files[:_MAX_LINES]:
-        typer.echo(f"  {bad.file}: {bad.reason}", err=True)
-    if len(files) > _MAX_LINES:
-        typer.echo(f"  ... and {len(files) - _MAX_LINES} more", err=True)
+    """Files that are amiss, a line each; of very many the first, and of missing ones fewer."""
+    missing = [bad for bad in files if bad.reason.startswith("missing")]
+    others = [bad for bad in files if not bad.reason.startswith("missing")]
+    for kind, bads, most in (("", others, _MAX_LINES), (" missing", missing, _MAX_MISSING)):
+        for bad in bads[:most]:
+            typer.echo(f"  {bad.file}: {bad.reason}", err=True)
+        if len(bads) > most:
+            typer.echo(f"  ... and {len(bads) - most} more{kind}", err=True)
 
 
 def conclude(store: Store, *, seconds: float) -> None:

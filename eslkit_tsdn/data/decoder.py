@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,9 @@ def decode(file: CameraFile, *, store: Path) -> Frame:
     status = _status(file.path)
     raw = read_raw(file.path)
     matrix = None if raw.color_matrix is None else tuple(map(tuple, raw.color_matrix.tolist()))
+    white = raw.white
+    if _SID_CAMERA in (raw.camera or "") and max(raw.black) < SID_WHITE:
+        white = SID_WHITE
     buffer = io.BytesIO()
     np.save(buffer, raw.mosaic.astype("<u2", copy=False), allow_pickle=False)
     frame = Frame(
@@ -67,7 +71,7 @@ def decode(file: CameraFile, *, store: Path) -> Frame:
         high=int(raw.mosaic.max()),
         pattern=raw.pattern,
         black=raw.black,
-        white=SID_WHITE if _SID_CAMERA in (raw.camera or "") else raw.white,
+        white=white,
         white_balance=raw.white_balance,
         color_matrix=matrix,
         exposure=raw.exposure,
@@ -119,6 +123,8 @@ class Decoder:
                 takes too long.
             StoreError: the store cannot be written.
         """
+        if self._errors.closed:
+            raise StoreError(f"{self.store}: stopped")
         process = self._process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         late = threading.Event()
@@ -221,3 +227,4 @@ def main(store: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    os._exit(0)  # at once, not after torch has been taken down: the parent may be gone

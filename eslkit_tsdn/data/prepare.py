@@ -78,9 +78,7 @@ def prepare(
     lock = FolderLock(out / ".lock")
     lock.acquire()
     try:
-        for role in ("short", "long"):
-            for part in (out / role).glob("*.part"):
-                part.unlink(missing_ok=True)
+        _tidy(out)
         recorded = _recorded(out, dataset)
         known = _known(out, dataset.files, recorded)
         frames, refused = _decode_all(
@@ -88,7 +86,15 @@ def prepare(
         )
         return _finish(dataset, out, frames=frames, refused=refused, skip_bad=skip_bad)
     finally:
+        _tidy(out)
         lock.release()
+
+
+def _tidy(out: Path) -> None:
+    """Takes away what was being written when a process was killed."""
+    for role in ("short", "long"):
+        for part in (out / role).glob("*.part"):
+            part.unlink(missing_ok=True)
 
 
 def _is_ours(out: Path) -> bool:
@@ -254,15 +260,18 @@ def _finish(
             files=amiss,
         )
     bad = {entry.file for entry in amiss}
-    kept = tuple(frames[file.key] for file in dataset.files if file.key not in bad)
-    if not kept:
-        raise InputError("not one camera file of the dataset can be used")
-    keys = {frame.key for frame in kept}
+    keys = {file.key for file in dataset.files} - bad
     pairs = tuple(
         (pair.short, pair.long)
         for pair in dataset.pairs
         if f"short/{pair.short}" in keys and f"long/{pair.long}" in keys
     )
+    # A short exposure is of no use without its long one.
+    keys -= {file.key for file in dataset.files if file.role == "short"}
+    keys |= {f"short/{short}" for short, _ in pairs}
+    kept = tuple(frames[file.key] for file in dataset.files if file.key in keys)
+    if not kept:
+        raise InputError("not one camera file of the dataset can be used")
     manifest = StoreManifest(frames=kept, pairs=pairs, skipped=amiss).sealed()
     write_atomically(out / MANIFEST, manifest.model_dump_json().encode())
     for path in set((out / "short").glob("*.npy")) | set((out / "long").glob("*.npy")):

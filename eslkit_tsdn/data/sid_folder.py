@@ -41,7 +41,8 @@ class Dataset:
     """What a folder holds."""
 
     files: tuple[CameraFile, ...]
-    """The files that are there and wanted, short ones first, sorted by name."""
+    """The files that are there and wanted, short ones first, sorted by name; no short one whose
+    long exposure is missing."""
     pairs: tuple[SidPair, ...]
     """The pairs whose files are both there, sorted by name."""
     amiss: tuple[Skipped, ...]
@@ -88,7 +89,7 @@ def find_dataset(folder: str | Path, *, shots: Shots = "all") -> Dataset:
     longs = {pair.long for pair in wanted} if lists else set(there["long"])
     shorts = {pair.short for pair in wanted} if there["short"] else set[str]()
     named: dict[Role, set[str]] = {"short": shorts, "long": longs}
-    amiss += _missing(named, there, why="a list names it" if lists else "")
+    amiss += _missing(named, there, why="missing, though a list names it")
     amiss += _twice(named, there)
     bad = {entry.file for entry in amiss}
     files = [
@@ -99,8 +100,9 @@ def find_dataset(folder: str | Path, *, shots: Shots = "all") -> Dataset:
     ]
     present = {file.key for file in files}
     pairs = [p for p in wanted if f"short/{p.short}" in present and f"long/{p.long}" in present]
+    useful = {pair.short for pair in pairs}
     return Dataset(
-        files=tuple(files),
+        files=tuple(file for file in files if file.role == "long" or file.path.name in useful),
         pairs=tuple(sorted(pairs, key=lambda pair: pair.name)),
         amiss=tuple(sorted(amiss, key=lambda entry: entry.file)),
         lists=tuple(lists),
@@ -211,7 +213,7 @@ def _missing(
     named: dict[Role, set[str]], there: dict[Role, dict[str, Path]], *, why: str
 ) -> list[Skipped]:
     return [
-        Skipped(file=f"{role}/{name}", reason=f"missing: {why}")
+        Skipped(file=f"{role}/{name}", reason=why)
         for role, names in named.items()
         for name in sorted(names - set(there[role]))
     ]

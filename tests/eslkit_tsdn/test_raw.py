@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rawpy
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eslkit.errors import InputError
 from eslkit_tsdn.color import camera_to_srgb, srgb_decode, srgb_encode
 from eslkit_tsdn.data.photos import SONY_A7S2_MATRIX
-from eslkit_tsdn.exif import read_exposure
+from eslkit_tsdn.exif import plausible, read_camera, read_exposure
 from eslkit_tsdn.raw import normalize, pack, read_raw, render, unpack
 from tests.eslkit_tsdn.dng import PHASES, SONY_XYZ, write_dng
 
@@ -314,3 +315,57 @@ def test_render_keeps_grey_grey_and_white_white() -> None:
     assert (white == 255).all()
     with pytest.raises(InputError, match="packed planes"):
         render(np.ones((3, 2, 2)), white_balance=gains, color_matrix=None)
+
+
+def test_numbers_that_no_camera_has_are_not_known(tmp_path: Path) -> None:
+    assert plausible(0.1, 200.4) == (0.1, 200)
+    for nonsense in (0.0, -1.0, float("inf"), float("nan"), 1e30):
+        assert plausible(nonsense, nonsense) == (None, None)
+
+
+def test_the_camera_is_named_once_and_never_guessed(tmp_path: Path) -> None:
+    path = write_dng(tmp_path / "f.dng", noise_mosaic())
+    assert read_raw(path).camera == read_camera(path) == "SONY ILCE-7SM2"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"ILCE-7SM2\0", b"Sony\x01 \xe9X \0"))
+    assert read_camera(path) == "Sony X"
+    for content in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"FUJIFILM", whole[:100]):
+        path.write_bytes(content)
+        assert read_camera(path) is None
+    for place in range(8, 300):
+        path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        read_camera(path)
+        read_exposure(path)
+
+
+def packed_rows(mosaic: np.ndarray, bits: int) -> np.ndarray:
+    """Rows of bytes that hold values of so many bits, the highest bit first."""
+    shifts = np.arange(bits - 1, -1, -1)
+    return np.packbits((mosaic[..., None] >> shifts & 1).reshape(len(mosaic), -1), axis=1)
+
+
+@pytest.mark.parametrize(
+    "bits, packed",
+    [(8, False), (10, False), (12, False), (14, False), (16, False), (10, True), (12, True)],
+)
+def test_every_depth_from_8_to_16_bit_keeps_its_values(
+    tmp_path: Path, bits: int, packed: bool
+) -> None:
+    white = 2**bits - 1
+    mosaic = np.random.default_rng(bits).integers(0, white + 1, (40, 48))
+    mosaic[0, :2] = 0, white
+    mosaic = mosaic.astype(np.uint8 if bits == 8 else np.uint16)
+    levels = {"black": (4,) * 4, "white": white}
+    if packed:
+        path = write_dng(tmp_path / "f.dng", packed_rows(mosaic, bits), **levels)
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            file.pages[0].tags[256].overwrite(48)
+            file.pages[0].tags[258].overwrite(bits)
+    else:
+        path = write_dng(tmp_path / "f.dng", mosaic, **levels)
+    raw = read_raw(path)
+    assert raw.mosaic.dtype == np.uint16
+    assert np.array_equal(raw.mosaic, mosaic)
+    assert raw.white == white
+    assert normalize(raw).min() == 0.0
+    assert normalize(raw).max() == 1.0
