@@ -14,8 +14,7 @@ import json
 import pickle
 import struct
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +28,7 @@ from eslkit.files import write_atomically
 from eslkit.plan import Step
 from eslkit.steps import apply_step
 from eslkit.store import RunStore, tensors_of
-from eslkit_tsdn.models import TSDN, SUNet, UNet
+from eslkit_tsdn.models.architectures import ARCHITECTURES, Architecture
 
 __all__ = [
     "ARCHITECTURES",
@@ -52,45 +51,6 @@ _UNPICKLING = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
     *(AttributeError, AssertionError, OverflowError, struct.error),
 )
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A network that can be built again from a few arguments."""
-
-    build: Callable[..., nn.Module]
-    """The class."""
-    arguments: Callable[[Shapes], dict[str, Any]]
-    """The arguments that give a state_dict of these shapes; a KeyError where none do."""
-
-
-def _unet_arguments(shapes: Shapes) -> dict[str, Any]:
-    """What a U-Net was called with."""
-    depth = sum(key.startswith("encoder.") and key.endswith(".conv1.weight") for key in shapes)
-    names = [*(f"encoder.{level}" for level in range(depth)), "middle"]
-    return {
-        "widths": [shapes[f"{name}.conv1.weight"][0] for name in names],
-        "in_channels": shapes["encoder.0.conv1.weight"][1],
-        "out_channels": shapes["out.weight"][0],
-    }
-
-
-def _tsdn_arguments(shapes: Shapes) -> dict[str, Any]:
-    """What a TSDN was called with: its first stage is a U-Net."""
-    prefix = "stages.0."
-    first = {key.removeprefix(prefix): shapes[key] for key in shapes if key.startswith(prefix)}
-    stages = {key.split(".")[1] for key in shapes if key.startswith("stages.")}
-    return {**_unet_arguments(first), "stages": len(stages)}
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "tsdn": Architecture(TSDN, _tsdn_arguments),
-    "unet": Architecture(UNet, _unet_arguments),
-    "sunet": Architecture(SUNet, _unet_arguments),
-}
-"""Every network that a file can name; those that could be taken for another stand behind it."""
 
 
 def save_network(

@@ -18,6 +18,7 @@ from eslkit_tsdn.models.checks import check_channels, check_size
 
 __all__ = ["DrawnNBNet", "NBNet", "project"]
 
+_SLOPE, _DRAWN_SLOPE = 0.2, 0.01  # of the leaky ReLUs; the second is PyTorch's default
 _TINY = 1e-6  # beside the L1 norm of a basis vector, as released
 
 
@@ -117,9 +118,9 @@ class DecoderBlock(nn.Module):
     def __init__(self, below: int, width: int, *, skip_width: int, depth: int, basis: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(below, width, 2, stride=2)
-        self.skip = Skip(width, skip_width, count=max(depth, 2), slope=0.2)
-        self.subspace = Subspace(2 * width, basis, slope=0.2)
-        self.fuse = ConvBlock(2 * width, width, slope=0.2)
+        self.skip = Skip(width, skip_width, count=max(depth, 2), slope=_SLOPE)
+        self.subspace = Subspace(2 * width, basis, slope=_SLOPE)
+        self.fuse = ConvBlock(2 * width, width, slope=_SLOPE)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x, bridge = self.up(x), self.skip(skip)
@@ -159,7 +160,8 @@ class NBNet(nn.Module):
         check_channels(widths, skip_width=skip_width, basis=basis, in_channels=in_channels)
         *outer, _ = widths
         self.encoder = nn.ModuleList(
-            ConvBlock(above, width, slope=0.2) for above, width in pairwise((in_channels, *widths))
+            ConvBlock(above, width, slope=_SLOPE)
+            for above, width in pairwise((in_channels, *widths))
         )
         self.down = nn.ModuleList(
             nn.Conv2d(width, width, 4, stride=2, padding=1, bias=False) for width in outer
@@ -198,12 +200,14 @@ class NBNet(nn.Module):
 class DrawnDecoderBlock(nn.Module):
     """As `DecoderBlock`, with bridges as wide as their level and without outer shortcuts."""
 
-    def __init__(self, below: int, width: int, *, depth: int, basis: int, slope: float) -> None:
+    def __init__(self, below: int, width: int, *, depth: int, basis: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(below, width, 2, stride=2)
-        self.skip = nn.Sequential(*(ConvBlock(width, width, slope=slope) for _ in range(depth)))
-        self.subspace = ConvBlock(2 * width, basis, slope=slope)
-        self.fuse = ConvBlock(2 * width, width, slope=slope)
+        self.skip = nn.Sequential(
+            *(ConvBlock(width, width, slope=_DRAWN_SLOPE) for _ in range(depth))
+        )
+        self.subspace = ConvBlock(2 * width, basis, slope=_DRAWN_SLOPE)
+        self.fuse = ConvBlock(2 * width, width, slope=_DRAWN_SLOPE)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x, bridge = self.up(x), self.skip(skip)
@@ -223,7 +227,6 @@ class DrawnNBNet(nn.Module):
             parameters and 216.43 GFLOPs at 1x4x512x512, the projection not counted.
         basis: dimensions of the subspaces.
         in_channels: planes of the image; 4 for packed Bayer raw (R, G1, B, G2).
-        slope: of the leaky ReLUs; PyTorch's default.
 
     Raises:
         InputError: fewer than two widths, or a number of channels below 1.
@@ -234,18 +237,17 @@ class DrawnNBNet(nn.Module):
         widths: Sequence[int] = (32, 64, 128, 256, 512),
         basis: int = 16,
         in_channels: int = 4,
-        slope: float = 0.01,
     ) -> None:
         super().__init__()
         check_channels(widths, basis=basis, in_channels=in_channels)
         *outer, _ = widths
         self.encoder = nn.ModuleList(
-            ConvBlock(above, width, slope=slope)
+            ConvBlock(above, width, slope=_DRAWN_SLOPE)
             for above, width in pairwise((in_channels, *widths))
         )
         self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in outer)
         self.decoder = nn.ModuleList(
-            DrawnDecoderBlock(below, width, depth=len(outer) - level, basis=basis, slope=slope)
+            DrawnDecoderBlock(below, width, depth=len(outer) - level, basis=basis)
             for level, (width, below) in enumerate(pairwise(widths))
         )
         self.out = nn.Conv2d(outer[0], in_channels, 3, padding=1)
