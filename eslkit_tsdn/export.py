@@ -126,7 +126,9 @@ def quantized(model: bytes, pictures: Sequence[NDArray[np.float32]]) -> bytes:
         source, prepared, made = (Path(folder) / f"{name}.onnx" for name in "abc")
         source.write_bytes(model)
         quantization.shape_inference.quant_pre_process(
-            str(source), str(prepared), skip_symbolic_shape=True  # the free sides: 8 times something
+            str(source),
+            str(prepared),
+            skip_symbolic_shape=True,  # the free sides: 8 times something
         )
         quantization.quantize_static(
             str(prepared),
