@@ -6,6 +6,7 @@ import typer
 
 from eslkit_tsdn.commands.complexity import complexity
 from eslkit_tsdn.commands.demo import demo
+from eslkit_tsdn.commands.denoise import denoise
 from eslkit_tsdn.commands.prepare import prepare
 from eslkit_tsdn.commands.verify import verify
 
@@ -25,5 +26,11 @@ def main() -> None:
     """Raw low-light denoising, trained by Expand-Shrink-Learning."""
 
 
-for command in (complexity, demo, prepare, verify):
+for command in (
+    complexity,
+    demo,
+    denoise,
+    prepare,
+    verify,
+):
     app.command()(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,11 +15,17 @@ from torch import Tensor
 
 from eslkit.errors import InputError
 from eslkit_tsdn.backends import Backend
+from eslkit_tsdn.develop import develop, encode_png, encode_tiff
+from eslkit_tsdn.dng import encode_dng
 from eslkit_tsdn.exposure import check_ratio
-from eslkit_tsdn.raw import RawImage, normalize, pack, unpack
+from eslkit_tsdn.raw import RawImage, normalize, unpack
+from eslkit_tsdn.shot import Shot
 from eslkit_tsdn.tiles import run_tiled
 
-__all__ = ["Denoised", "denoise", "mosaic_of", "restore_large"]
+__all__ = ["KINDS", "Denoised", "denoise", "encode", "mosaic_of", "restore_large"]
+
+KINDS = ("dng", "tif", "png")
+"""What can be written."""
 
 _GIB = 2**30
 _MOST_PIXELS = 1_250_000
@@ -131,6 +138,41 @@ def mosaic_of(
     height, width = raw.mosaic.shape
     levels = np.round(np.clip(values, 0, 65535)).astype(np.uint16)
     return unpack(levels, raw.pattern)[:height, :width]
+
+
+def encode(
+    denoised: Denoised, *, kind: str, raw: RawImage, shot: Shot, keep_exposure: bool = False
+) -> bytes:
+    """Makes a file of a denoised picture.
+
+    Args:
+        denoised: what `denoise` returned.
+        kind: `dng` (the mosaic, with all that the camera's file says), `tif` (developed, 16 bits)
+            or `png` (developed, 8 bits).
+        raw: the photograph that it was made of.
+        shot: its circumstances.
+        keep_exposure: as for `mosaic_of`, of a DNG alone, which then asks to be brightened by the
+            ratio (BaselineExposure).
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        InputError: another kind, or a developed picture with its exposure kept.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
+    if keep_exposure and kind != "dng":
+        raise InputError(
+            f"Only a DNG can keep its exposure and be brightened later; a {kind} is developed as "
+            "bright as it is to be. Leave --keep-exposure out, or write a DNG."
+        )
+    mosaic = mosaic_of(denoised, raw, keep_exposure=keep_exposure)
+    if kind == "dng":
+        stops = math.log2(denoised.ratio) if keep_exposure else 0.0
+        return encode_dng(mosaic, raw=raw, shot=shot, brighten=stops)
+    picture = develop(mosaic, raw=raw, shot=shot)
+    return encode_tiff(picture, shot=shot) if kind == "tif" else encode_png(picture)
 
 
 def _even(raw: RawImage) -> RawImage:

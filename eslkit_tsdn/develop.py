@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageDraw, ImageFont
 
 from eslkit_tsdn.dng import encode_dng
+from eslkit_tsdn.quiet import native_stderr_off
 from eslkit_tsdn.raw import RawImage, render
 from eslkit_tsdn.shot import Shot
 
@@ -36,32 +37,29 @@ _TURNS = {
 """What turns the sensor's picture upright, by Exif's orientation."""
 
 
-def develop(
-    mosaic: NDArray[np.uint16], *, raw: RawImage, shot: Shot, brighten: float = 0.0
-) -> NDArray[np.uint16]:
+def develop(mosaic: NDArray[np.uint16], *, raw: RawImage, shot: Shot) -> NDArray[np.uint16]:
     """Develops a mosaic.
 
     Args:
         mosaic: H x W, of the size, phase and levels of `raw`.
         raw: the camera's file that it came from.
         shot: its circumstances.
-        brighten: stops by which the picture is brightened (up to 3, by LibRaw).
 
     Returns:
         H x W x 3 sRGB, 0 to 65535, turned upright.
     """
     red, green, blue = raw.white_balance
-    with rawpy.imread(io.BytesIO(encode_dng(mosaic, raw=raw, shot=shot))) as opened:
-        return opened.postprocess(
+    file = io.BytesIO(encode_dng(mosaic, raw=raw, shot=shot))
+    with native_stderr_off(), rawpy.imread(file) as opened:
+        picture: NDArray[np.uint16] = opened.postprocess(  # type: ignore[assignment]
             user_wb=[red, green, blue, green],
             no_auto_bright=True,
-            no_auto_scale=False,
             adjust_maximum_thr=0.0,  # white is where the camera says, not where the picture ends
-            bright=2.0**brighten,
             gamma=(2.4, 12.92),
             output_color=rawpy.ColorSpace.sRGB,  # pyright: ignore[reportAttributeAccessIssue]
             output_bps=16,
         )
+    return picture
 
 
 def encode_tiff(picture: NDArray[np.uint16], *, shot: Shot) -> bytes:

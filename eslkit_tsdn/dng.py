@@ -80,7 +80,7 @@ def encode_dng(
             f"a mosaic of {mosaic.shape} ({mosaic.dtype}) cannot stand for {raw.path}, whose own "
             f"is {raw.mosaic.shape} (uint16)"
         )
-    entries = [
+    entries: list[Entry] = [
         *_structure(raw, shot),
         *_circumstances(raw, shot),
         *_colors(shot, brighten=brighten),
@@ -94,7 +94,7 @@ def encode_dng(
             subfiletype=0,
             rowsperstrip=mosaic.shape[0],
             software=f"eslkit {version('eslkit')}",
-            extratags=[(*entry, True) for entry in sorted(entries)],
+            extratags=[(*entry[:4], True) for entry in sorted(entries)],
             metadata=None,
         )
     return _with_exif(buffer, _exif(raw, shot))
@@ -148,11 +148,11 @@ def _colors(shot: Shot, *, brighten: float) -> list[Entry]:
     Where neither is known, the camera's colours are called those of sRGB: a file without a
     matrix is refused by some converters, and shown so by the others.
     """
-    entries = {code: (code, kind, count, value) for code, kind, count, value in shot.profile}
+    entries: dict[int, Entry] = {tag[0]: tag for tag in shot.profile}
     if 50721 not in entries:
         matrix = shot.camera_from_xyz
         if matrix is None:
-            matrix = np.linalg.inv(XYZ_FROM_SRGB)
+            matrix = np.linalg.inv(XYZ_FROM_SRGB).astype(np.float64)
         entries[50721] = (50721, _SRATIONAL, 9, _fractions(matrix.ravel()))  # ColorMatrix1
         entries[50778] = (50778, _SHORT, 1, _D65)  # CalibrationIlluminant1
     if shot.as_shot is not None and not {50728, 50729} & entries.keys():

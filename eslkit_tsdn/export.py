@@ -11,7 +11,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,7 @@ def _refused(network: nn.Module, by: str, error: Exception) -> InputError:
 
 
 @contextmanager
-def _inference(network: nn.Module) -> Iterator[None]:
+def _inference(network: nn.Module) -> Generator[None]:
     training = network.training
     network.eval()
     try:

@@ -313,7 +313,7 @@ def _interpret(raw: rawpy.RawPy, path: Path) -> RawImage:
         black=(levels[0], levels[1], levels[2], levels[3]),
         white=white,
         white_balance=_gains(raw),
-        color_matrix=camera_to_srgb(raw.rgb_xyz_matrix),
+        color_matrix=_matrix(raw),
         exposure=exposure,
         iso=iso,
         path=path,
@@ -336,6 +336,20 @@ def _bayer_pattern(raw: rawpy.RawPy, path: Path) -> Pattern:
         if ((a, b), (c, d)) in _PHASES:
             return ((a, b), (c, d))
     raise _refuse(path, f"a file with the colour filter {colors} {pattern.tolist()}")
+
+
+def _matrix(raw: rawpy.RawPy) -> NDArray[np.float64] | None:
+    """The camera's colours to sRGB, from LibRaw's table of cameras, else as the file states them.
+
+    A DNG of a camera that LibRaw does not know states its own.
+    """
+    known = camera_to_srgb(raw.rgb_xyz_matrix)
+    if known is not None:
+        return known
+    stated = np.asarray(raw.color_matrix, dtype=np.float64)[:, :3]
+    # Rows of a matrix for white-balanced colours sum to one; else it means something else.
+    whole = np.isfinite(stated).all() and np.allclose(stated.sum(axis=1), 1.0, atol=1e-3)
+    return stated if whole else None
 
 
 def _gains(raw: rawpy.RawPy) -> tuple[float, float, float]:

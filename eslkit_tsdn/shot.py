@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import rawpy
@@ -20,9 +22,12 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from eslkit_tsdn.color import XYZ_FROM_SRGB
+from eslkit_tsdn.quiet import native_stderr_off
+
 __all__ = ["DngTag", "Shot", "read_shot"]
 
-DngTag = tuple[int, int, int, object]
+DngTag = tuple[int, int, int, Any]
 """A tag taken over from a DNG: code, TIFF type, count, and value as tifffile reads it."""
 
 _MAKE, _MODEL = 271, 272
@@ -85,11 +90,12 @@ def read_shot(path: str | Path) -> Shot:
         Camera, lens, time, aperture, orientation, colour matrix, white balance, frame.
     """
     path = Path(path)
-    with rawpy.RawPy() as raw:
+    with rawpy.RawPy() as raw, native_stderr_off():
         raw.open_file(str(path))
         other, sizes, lens = raw.other, raw.sizes, raw.lens
         # LibRaw keeps single precision: 0.9194 comes as 0.91939998.
         matrix = np.asarray(raw.rgb_xyz_matrix, dtype=np.float64)[:3].round(6)
+        stated = np.asarray(raw.color_matrix, dtype=np.float64)[:, :3]
         gains = [float(gain) for gain in raw.camera_whitebalance[:3]]
         preview_make, preview_model = _names_of_preview(raw)
     make, model, profile = _tiff_tags(path)
@@ -108,12 +114,22 @@ def read_shot(path: str | Path) -> Shot:
         aperture=_positive(other.aperture),
         focal_length=_positive(other.focal_length),
         orientation=_ORIENTATIONS.get(sizes.flip, 1),
-        camera_from_xyz=matrix if np.isfinite(matrix).all() and matrix.any() else None,
+        camera_from_xyz=_colors(matrix, stated),
         as_shot=(gains[0] / gains[1], 1.0, gains[2] / gains[1]) if min(gains) > 0 else None,
         crop=frame if _fits(frame, height=sizes.height, width=sizes.width) else None,
         pixel_aspect=float(sizes.pixel_aspect) if sizes.pixel_aspect > 0 else 1.0,
         profile=profile,
     )
+
+
+def _colors(known: NDArray[np.float64], stated: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """XYZ to camera: from LibRaw's table, else from what the file states (camera to sRGB)."""
+    if np.isfinite(known).all() and known.any():
+        return known
+    whole = np.isfinite(stated).all() and np.allclose(stated.sum(axis=1), 1.0, atol=1e-3)
+    if not whole or abs(np.linalg.det(stated)) < 1e-6:
+        return None
+    return (np.linalg.inv(stated) @ np.linalg.inv(XYZ_FROM_SRGB)).round(6)
 
 
 def _text(value: object) -> str | None:
@@ -139,7 +155,7 @@ def _names_of_preview(raw: rawpy.RawPy) -> tuple[str | None, str | None]:
         preview = raw.extract_thumb()
         if preview.format != rawpy.ThumbFormat.JPEG:  # pyright: ignore[reportAttributeAccessIssue]
             return None, None
-        with Image.open(io.BytesIO(preview.data)) as picture:
+        with Image.open(io.BytesIO(bytes(preview.data))) as picture:
             tags = picture.getexif()
     except (rawpy.LibRawError, OSError, ValueError, SyntaxError):  # pyright: ignore[reportAttributeAccessIssue]
         return None, None  # a damaged preview does not keep its picture from being used
@@ -156,7 +172,8 @@ def _tiff_tags(path: Path) -> tuple[str | None, str | None, tuple[DngTag, ...]]:
             if 50706 not in tags:
                 return make, model, ()
             profile = [_taken_over(tag) for tag in tags if tag.code in _COLOR_TAGS]
-            for page in (first, *(first.pages or ())):
+            pages = cast(Iterable[tifffile.TiffPage], first.pages or ())
+            for page in (first, *pages):
                 if int(page.tags.valueof(262, default=0)) == 32803:
                     profile += [_taken_over(tag) for tag in page.tags if tag.code in _MOSAIC_TAGS]
                     break

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def _cuts(side: int, reach: Reach) -> list[tuple[Span, ...]]:
         ways.append(
             tuple(
                 (start, end, max(0, start - halo), min(side, end + halo))
-                for start, end in zip(ends, ends[1:], strict=False)
+                for start, end in pairwise(ends)
             )
         )
     return ways

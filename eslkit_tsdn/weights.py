@@ -32,8 +32,11 @@ from eslkit_tsdn.models.architectures import ARCHITECTURES, Architecture
 
 __all__ = [
     "ARCHITECTURES",
+    "DEMO_FOLDER",
     "NETWORK_FILE",
     "Architecture",
+    "describe_network",
+    "find_weights",
     "load_network",
     "read_metadata",
     "save_network",
@@ -41,6 +44,9 @@ __all__ = [
 
 NETWORK_FILE = "network.safetensors"
 """The name under which a training's folder keeps its network."""
+
+DEMO_FOLDER = Path("runs/demo")
+"""Where `eslkit-tsdn demo` leaves its networks unless it is told otherwise."""
 
 _VERSION = "1"
 _OWN_KEYS = ("eslkit_network", "model", "arguments")
@@ -120,6 +126,44 @@ def load_network(
         if not torch.isfinite(value).all():
             raise InputError(f"{path}: {key} holds values that are not finite; train again.")
     return network.eval()
+
+
+def find_weights(given: str | Path | None = None) -> Path:
+    """Where the weights are that a command uses when its user names none.
+
+    Args:
+        given: what the user named; it is returned as it is.
+
+    Returns:
+        `given`, or else the folder of the demo below the working directory.
+
+    Raises:
+        InputError: none are named, and there is no finished demo.
+    """
+    if given is not None:
+        return Path(given)
+    if RunStore(DEMO_FOLDER / "esl").exists() or (DEMO_FOLDER / NETWORK_FILE).is_file():
+        return DEMO_FOLDER
+    raise InputError(
+        f"There are no weights: none were named, and {DEMO_FOLDER} (below {Path.cwd()}) holds no "
+        "run of the demo. Name a file or a run's folder with --weights, or train a small network "
+        "first: `eslkit-tsdn demo` takes about six minutes on two cores."
+    )
+
+
+def describe_network(network: nn.Module) -> str:
+    """A network in a few words: class, arguments, parameters."""
+    name = type(network).__name__
+    architecture = next((a for a in ARCHITECTURES.values() if a.build is type(network)), None)
+    arguments = (
+        None if architecture is None else _fitting_arguments(architecture, tensors_of(network))
+    )
+    told = f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"
+    if arguments and "widths" in arguments:
+        widths = "-".join(map(str, arguments["widths"]))
+        stages = f" x {arguments['stages']} stages" if "stages" in arguments else ""
+        return f"{name} {widths}{stages}, {told}"
+    return f"{name}, {told}"
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
