@@ -17,6 +17,8 @@ TARGET_MEAN = 0.18 / 2**0.5
 """Mean that a well exposed picture has, as a part of the sensor's range: 12.7 %, half a stop below
 a grey card of 18 %, for highlights (ISO 12232, saturation-based speed)."""
 
+_WORTH_IT = 1.05
+"""A ratio below this (a fourteenth of a stop) is left at 1."""
 _KEPT = 99.0
 """Percent of the picture that must stay below white."""
 _CELL = 8
@@ -55,7 +57,7 @@ def choose_ratio(raw: RawImage) -> Amplification:
         return Amplification(MAX_RATIO, f"its mean is {mean:.2%} of white; more than that is noise")
     by_mean, by_highlights = TARGET_MEAN / mean, 1.0 / max(bright, 1e-6)
     ratio = float(np.clip(min(by_mean, by_highlights), 1.0, MAX_RATIO))
-    if ratio == 1.0:
+    if ratio < _WORTH_IT:
         return Amplification(1.0, f"its mean is {mean:.2%} of white: bright enough")
     if by_highlights < by_mean:
         return Amplification(ratio, "so far that 99 % of it stay below white")

@@ -148,6 +148,9 @@ class _OneChannel(TorchDispatchMode):
         if func is not torch.ops.aten.convolution.default:
             return func(*args, **(kwargs or {}))
         x, weight, _, stride, padding, dilation, transposed, output_padding, groups = args
+        expected = weight.shape[0] if transposed else weight.shape[1] * groups
+        if x.shape[1] != expected:
+            raise InputError(f"a convolution expected {expected} planes and got {x.shape[1]}")
         ones = weight.new_ones((1, 1, *weight.shape[2:]))
         made = func(
             x.sum(1, keepdim=True),

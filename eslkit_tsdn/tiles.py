@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from eslkit.errors import InputError
 from eslkit_tsdn.reach import Reach
 
 __all__ = ["Tiling", "pad_to_multiple", "plan_tiles", "run_tiled"]
+
+_MOST_PARTS = 64
+"""Along one side."""
 
 Span = tuple[int, int, int, int]
 """Along one axis: where a part starts and ends, and where it does with its halo."""
@@ -77,29 +81,43 @@ def plan_tiles(height: int, width: int, *, reach: Reach, max_pixels: int) -> Til
             )
     if reach.halo is None:
         return Tiling(((0, height, 0, height),), ((0, width, 0, width),))
-    choices = [
-        Tiling(rows, columns) for rows in _cuts(height, reach) for columns in _cuts(width, reach)
-    ]
-    fitting = [tiling for tiling in choices if tiling.largest <= max_pixels]
-    if not fitting:
-        return min(choices, key=lambda tiling: (tiling.largest, tiling.num_pixels))
-    return min(fitting, key=lambda tiling: (tiling.num_pixels, len(tiling)))
+    choices = list(product(_cuts(height, reach), _cuts(width, reach)))
+    fitting = [(down, over) for down, over in choices if down.largest * over.largest <= max_pixels]
+    if fitting:
+        down, over = min(fitting, key=lambda cuts: (cuts[0].total * cuts[1].total, _num(*cuts)))
+    else:
+        down, over = min(choices, key=lambda cuts: (cuts[0].largest * cuts[1].largest, _num(*cuts)))
+    return Tiling(down.spans, over.spans)
 
 
-def _cuts(side: int, reach: Reach) -> list[tuple[Span, ...]]:
+class _Cut(NamedTuple):
+    """One way to cut a side."""
+
+    spans: tuple[Span, ...]
+    largest: int
+    """Length of the longest part, with its halo."""
+    total: int
+    """Length of all parts, with their halos."""
+
+
+def _num(down: _Cut, over: _Cut) -> int:
+    return len(down.spans) * len(over.spans)
+
+
+def _cuts(side: int, reach: Reach) -> list[_Cut]:
     """All ways to cut a side into parts of (nearly) equal length that are not mostly halo."""
     halo = reach.halo or 0
     blocks = side // reach.multiple
-    most = max(1, side // max(2 * halo, reach.multiple))
-    ways: list[tuple[Span, ...]] = []
-    for num_parts in range(1, min(most, blocks) + 1):
-        ends = [round(blocks * part / num_parts) * reach.multiple for part in range(num_parts + 1)]
-        ways.append(
-            tuple(
-                (start, end, max(0, start - halo), min(side, end + halo))
-                for start, end in pairwise(ends)
-            )
+    most = min(_MOST_PARTS, blocks, max(1, side // max(2 * halo, 1)))
+    ways: list[_Cut] = []
+    for num_parts in range(1, most + 1):
+        ends = [blocks * part // num_parts * reach.multiple for part in range(num_parts + 1)]
+        spans = tuple(
+            (start, end, max(0, start - halo), min(side, end + halo))
+            for start, end in pairwise(ends)
         )
+        lengths = [after - before for *_, before, after in spans]
+        ways.append(_Cut(spans, max(lengths), sum(lengths)))
     return ways
 
 

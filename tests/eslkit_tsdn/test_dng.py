@@ -93,8 +93,6 @@ def test_a_dng_says_all_that_the_camera_said(
     colors = {code: value for code, *_, value in seen.profile}
     written = np.reshape(colors[50721], (3, 3, 2))
     assert written[..., 0] / written[..., 1] == pytest.approx(MATRIX, abs=1e-5)
-    if shot.crop is None:
-        shot = replace(shot, crop=(0, 0, raw.mosaic.shape[1], raw.mosaic.shape[0]))
     same = ("make", "model", "lens", "artist", "taken", "orientation", "crop")
     assert [getattr(seen, name) for name in same] == [getattr(shot, name) for name in same]
     assert seen.aperture == pytest.approx(shot.aperture, rel=1e-5)
@@ -162,7 +160,11 @@ def test_what_is_not_known_is_not_made_up(tmp_path: Path) -> None:
         assert not {50728, 50730, 306, 315} & {tag.code for tag in tags}
     assert set(exif) == {"ExifVersion"}
     back = read_raw(tmp_path / "a.dng")
-    assert (back.exposure, back.iso, back.white_balance) == (None, None, pytest.approx((1, 1, 1)))
+    assert (back.exposure, back.iso, back.white_balance) == (
+        None,
+        None,
+        pytest.approx((1, 1, 1), abs=1e-3),
+    )
     # Without a matrix the camera's colours stand for those of sRGB.
     assert back.color_matrix == pytest.approx(np.eye(3), abs=1e-4)
 
