@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -70,7 +71,7 @@ def _by_step(plan: Plan, iterations: Iterations) -> list[int | None]:
     if isinstance(iterations, Mapping):
         found = _matched(plan, iterations, "iterations")
         return [_count(found.get(step.name), step.name) for step in plan.steps]
-    if isinstance(iterations, int):
+    if not isinstance(iterations, Sequence) or isinstance(iterations, str):
         return [_count(iterations, step.name) for step in plan.steps]
     if len(iterations) != len(plan.steps):
         names = ", ".join(step.name for step in plan.steps)
@@ -89,7 +90,7 @@ def _count(number: int | None, name: str) -> int | None:
 
 
 def _by_flops(plan: Plan, budget: float, shares: Mapping[str, float]) -> list[int]:
-    if not budget > 0:
+    if not isinstance(budget, (int, float)) or not 0 < budget < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"budget={budget!r}: expected a positive number of iterations.")
     free = [step.name for step in plan.steps if not step.macs]
     if free or not plan.base_macs:

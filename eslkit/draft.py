@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from eslkit.cost import cost
-from eslkit.errors import PlanError, ResizeError
+from eslkit.errors import DepthError, PlanError, ResizeError
 from eslkit.graph.channels import ChannelGraph
 from eslkit.graph.export import Exported
 from eslkit.graph.skeleton import without_memory
 from eslkit.graph.trace import Traced, trace_fully
 from eslkit.memory import training_bytes
-from eslkit.moves import Move, count_layers, table_widths
+from eslkit.moves import Move, check_larger, count_layers, table_widths
 from eslkit.picture import picture_of
 from eslkit.plan import (
     LayerInfo,
@@ -94,7 +94,7 @@ class Draft:
         """Layers that the large model has and the small one has not, in the order of leaving."""
         self._counted: dict[str, dict[str, int | None]] = {}
         self._own: Traced | None = None
-        """The trace of the small model, where the walk begins from it."""
+        """The trace of the small model, where the walk begins there."""
         self._traced = self._trace(self.network)
         self._own = self._traced if start is model else None
         self.inputs = self._traced.inputs or dict(self._traced.keywords)
@@ -132,11 +132,15 @@ class Draft:
         goal = self._deepened(self.num_levels, "random")
         for _ in range(flatten_parts(goal) - parts):
             goal, _ = flatten_step(goal)
+        self._goal = goal
         if not parts and goal.state_dict().keys() != self.network.state_dict().keys():
-            self.surplus = layers_towards(self.network, goal, example_inputs=self.inputs)
+            try:
+                self.surplus = layers_towards(self.network, goal, example_inputs=self.inputs)
+            except DepthError as error:
+                raise PlanError(f"The two models are not of one form: {error}.") from error
         else:
             check_same_form(self.network, goal)
-        self._goal = goal
+            check_larger(self.graph, self.targets)
         self._source = Source.model_validate(
             {
                 "model": class_path(self.network),

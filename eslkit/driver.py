@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn, cast
 
@@ -115,7 +116,9 @@ def walk(
     if store is None:
         return _steps(run, network, done=())
     start = tensors_of(network)
-    if rank() > 0:
+    if store.is_finished():  # nothing will be written: the folder may be read-only
+        store.check(plan)
+    elif rank() > 0:
         store.join(plan)
     else:
         store.open_or_create(plan, start=start)
@@ -182,12 +185,10 @@ def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor
     store, num_steps = run.store, len(run.plan.steps)
     where = _where(run, step)
     trained = clone(network)
-    folder = None
-    if store is not None:
-        num_bytes = sum(tensor.nbytes for tensor in _tensors(network).values())
-        folder = (
-            store.begin(step, num_bytes=num_bytes) if rank() == 0 else store.trainer_folder(step)
-        )
+    try:
+        folder = _begun(store, step, network)
+    except StoreError as error:
+        _stop(run, step, error, where=where)
     context = StepContext(step, num_steps, folder, step.seed, run.plan)
     run.tell(Event("started", step, num_steps))
     began = time.monotonic()
@@ -214,6 +215,15 @@ def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor
     return weights, record
 
 
+def _begun(store: RunStore | None, step: Step, network: nn.Module) -> Path | None:
+    """The folder for the trainer's own checkpoints; the step is marked as running."""
+    if store is None:
+        return None
+    if rank() > 0:
+        return store.trainer_folder(step)
+    return store.begin(step, num_bytes=sum(t.nbytes for t in _tensors(network).values()))
+
+
 def _keep(
     store: RunStore, step: Step, weights: dict[str, Tensor], record: StepRecord
 ) -> tuple[dict[str, Tensor], StepRecord]:
@@ -233,7 +243,7 @@ def _stop(run: _Walk, step: Step, error: BaseException, *, where: str) -> NoRetu
     elif not isinstance(error, Exception):
         state, reason = "interrupted", type(error).__name__
     elif isinstance(error, EslError):
-        reason = str(error)
+        reason = str(error).removeprefix(f"{where}: ")
     else:
         reason = f"the trainer raised {type(error).__name__}: {error}"
     if run.store is not None and rank() == 0:

@@ -110,8 +110,8 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
         free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise StoreError(
-            f"The disk of {folder} has {free / 2**20:.1f} MiB free, the weights of the next step "
-            f"need {num_bytes / 2**20:.1f} MiB. Free some space and start the same run again."
+            f"The disk of {folder} has {free / 2**20:.4g} MiB free, the weights of the next step "
+            f"need {num_bytes / 2**20:.4g} MiB. Free some space and start the same run again."
         )
 
 

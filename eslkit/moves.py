@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from eslkit.errors import InputError
+from eslkit.errors import InputError, PlanError
 from eslkit.graph.channels import ChannelGraph, ChannelGroup
 from eslkit.surgery.widths import fitting_widths
 
@@ -19,6 +19,7 @@ __all__ = [
     "Move",
     "StepEntry",
     "StepList",
+    "check_larger",
     "count_layers",
     "find_groups",
     "portions",
@@ -186,3 +187,22 @@ def table_widths(graph: ChannelGraph, table: Mapping[str, int | float]) -> dict[
             exact.setdefault(other.name, round(other.width * new / group.width))
     widths = {**fitting_widths(graph, wanted), **exact}
     return {name: new for name, new in widths.items() if new != graph.group(name).width}
+
+
+def check_larger(graph: ChannelGraph, targets: Mapping[str, int]) -> None:
+    """Refuse to come down from a network that is narrower than the target.
+
+    Args:
+        graph: the network to come down from.
+        targets: group -> the width to come down to, of the groups that have another one.
+
+    Raises:
+        PlanError: every one of them is to become wider.
+    """
+    if targets and all(new > graph.widths[name] for name, new in targets.items()):
+        name, new = next(iter(targets.items()))
+        raise PlanError(
+            f"The source is the smaller of the two: {name} has {graph.widths[name]} channels there "
+            f"and {new} in the target. Pass the larger model first, the smaller one as target=; to "
+            "carry weights into a larger model use eslkit.inherit(target, source)."
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
@@ -24,6 +25,7 @@ __all__ = [
     "Step",
     "check_same_form",
     "class_path",
+    "differences",
     "fingerprint",
 ]
 
@@ -248,8 +250,8 @@ class Plan(_Frozen):
 def _checked(data: Any) -> Plan:
     """A plan from decoded text, or a PlanError that names every field that is wrong."""
     if not isinstance(data, dict):
-        found = type(data).__name__
-        raise PlanError(f"A plan is a mapping of fields to values, but the text holds a {found}.")
+        found = "is empty" if data is None else f"holds a {type(data).__name__}"
+        raise PlanError(f"A plan is a mapping of fields to values, but the text {found}.")
     version = cast(dict[str, Any], data).get("version")
     if version != PLAN_VERSION:
         raise PlanError(
@@ -316,3 +318,47 @@ def check_same_form(network: nn.Module, other: nn.Module, *, shapes: bool = Fals
                 f"{tuple(there[key].shape)}: a group that cannot be resized differs. "
                 "print(eslkit.trace(large)) tells why it is protected."
             )
+
+
+def differences(there: Plan, here: Plan) -> list[str]:
+    """What two plans mean differently, one phrase each; not what is only told about the networks.
+
+    Args:
+        there: the plan that something was made by.
+        here: the plan that is to be gone on with.
+    """
+    told = {"picture", "macs", "peak_activation_bytes", "training_bytes"}
+    base = {f"base_{name}": True for name in told}
+    ignored: Any = {"steps": {"__all__": told}, "source": told, "picture": True, **base}
+    old, new = (each.model_dump(mode="json", exclude=ignored) for each in (there, here))
+    return _differences(old, new)
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Field by field; steps of the same names by what they do."""
+    found: list[str] = []
+    for key in here:
+        first, second = there[key], here[key]
+        if first == second:
+            continue
+        if key == "steps" and _names(first) == _names(second):
+            for old, new in zip(first, second, strict=True):
+                found += [
+                    f"step {new['name']}: {name} is {old[name]!r} there and {new[name]!r} here"
+                    for name in _apart(old, new)
+                ]
+        elif key == "steps":
+            found.append(f"steps are {_names(first)} there and {_names(second)} here")
+        else:
+            found.append(f"{key} is {first!r} there and {second!r} here")
+    return found
+
+
+def _names(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [step["name"] for step in steps]
+
+
+def _apart(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Fields that differ: what a step does before what that makes of the network."""
+    fields = sorted(new, key=lambda name: name == "parameters")
+    return [name for name in fields if old[name] != new[name]]

@@ -242,8 +242,13 @@ def _check_expansion(width: object, depth: object) -> None:
     for number in given:
         real = isinstance(number, (int, float)) and not isinstance(number, bool)
         if not real or not 1 <= number < math.inf:
+            narrow = (
+                f". To narrow gently pass factor={number}; to come down to a model of {number} of "
+                "the widths use schedule_from(model, target=shrink(model, width=...))"
+            )
             raise InputError(
                 f"width={number!r}: an expansion has multipliers from 1, such as 2 or 1.5"
+                + (narrow if real and 0 < number < 1 else "")
             )
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
         raise InputError(f"depth={depth!r}: expected a whole number of levels from 0")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import safetensors
 import safetensors.torch
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from eslkit.errors import PlanError, StoreError
 from eslkit.files import FolderLock, check_free_space, sha256_file, storing, write_atomically
 from eslkit.manifest import Manifest, StepRecord, StepState, StoredFile
-from eslkit.plan import Plan, Step
+from eslkit.plan import Plan, Step, differences
 
 __all__ = ["RunStore", "tensors_of"]
 
@@ -80,7 +80,7 @@ class RunStore:
         path = self._manifest_path
         try:
             text = path.read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise StoreError(
                 f"{self.folder} holds no run: {path.name} is missing. Pass the folder that was "
                 "given as out=; if it was copied, copy it whole."
@@ -90,7 +90,7 @@ class RunStore:
         try:
             manifest = Manifest.model_validate_json(text)
         except ValidationError as error:
-            problem = "was cut short or is of another version of eslkit"
+            problem = "was cut short or edited, or is of another version of eslkit"
             raise self._damaged(path.name, problem) from error
         if manifest.seal != manifest.expected_seal():
             raise self._damaged(path.name, "was changed since eslkit wrote it")
@@ -134,6 +134,19 @@ class RunStore:
             )
         return self._tensors(entry.files[0])
 
+    def is_finished(self) -> bool:
+        """Whether the folder holds a run all steps of which are finished."""
+        return self.exists() and self.num_finished() == len(self.manifest().steps)
+
+    def check(self, plan: Plan) -> None:
+        """Refuse another plan, and damage.
+
+        Raises:
+            StoreError: the store belongs to another plan or another model, or a file is damaged.
+        """
+        self.check_plan(plan)
+        self.verify()
+
     def verify(self) -> None:
         """Read every file that the manifest answers for.
 
@@ -171,8 +184,7 @@ class RunStore:
         self._lock.acquire()
         try:
             if self.exists():
-                self.check_plan(plan)
-                self.verify()
+                self.check(plan)
                 self._save(self.manifest())
             else:
                 self._create(plan, start)
@@ -257,21 +269,17 @@ class RunStore:
         Raises:
             StoreError: the store belongs to another plan or another model.
         """
-        there, here = _essence(self.plan()), _essence(plan)
+        there = self.plan()
         way_out = "Choose another folder, or go on with what made this one."
-        if there["model"] != here["model"] or there["fingerprint"] != here["fingerprint"]:
+        if (there.model, there.fingerprint) != (plan.model, plan.fingerprint):
             raise StoreError(
-                f"{self.folder} was made for another model ({there['model']}, parameters of other "
-                f"names or shapes than those of this {here['model']}). {way_out}"
+                f"{self.folder} was made for another model ({there.model}, parameters of other "
+                f"names or shapes than those of this {plan.model}). {way_out}"
             )
-        differences = [
-            f"{key} is {_short(there[key])} there and {_short(here[key])} here"
-            for key in here
-            if there[key] != here[key]
-        ]
-        if differences:
+        if apart := differences(there, plan):
+            more = f"; and {len(apart) - 4} more" if len(apart) > 4 else ""
             raise StoreError(
-                f"{self.folder} was made by another plan: {'; '.join(differences)}. {way_out}"
+                f"{self.folder} was made by another plan: {'; '.join(apart[:4])}{more}. {way_out}"
             )
 
     # The other ranks
@@ -381,19 +389,3 @@ class RunStore:
         return StoreError(
             f"{self.folder / name} {problem}. {way_out}; nothing in the folder has been deleted."
         )
-
-
-def _essence(plan: Plan) -> dict[str, object]:
-    """What a plan means, without what is only told about it."""
-    told = {"picture", "macs", "peak_activation_bytes", "training_bytes"}
-    base = {f"base_{name}": True for name in told}
-    ignored: Any = {"steps": {"__all__": told}, "source": told, "picture": True, **base}
-    return cast(dict[str, object], plan.model_dump(mode="json", exclude=ignored))
-
-
-def _short(value: object) -> str:
-    if not isinstance(value, list):
-        return repr(value)
-    items = cast(list[object], value)
-    named = [cast(dict[str, object], item)["name"] for item in items if isinstance(item, dict)]
-    return f"{named} (with its own widths, seeds and iterations)" if named else repr(items)

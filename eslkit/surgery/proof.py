@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.instancenorm import (
+    _InstanceNorm,  # pyright: ignore[reportPrivateUsage]
+)
 
 from eslkit.graph.export import Exported, World, run, source_line
 from eslkit.graph.record import Recorder
@@ -59,9 +62,9 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
     """Run the model at its new sizes, on stand-ins; its weights do not count."""
     world = World(sizes.traced.exported.runner)
     bare = world.copy(model, lambda name, tensor: sizes.parameter(name, tuple(tensor.shape)))
-    edits = known_edits(model, bare)
-    apply_edits(bare, edits)
     expected = _Expected(sizes)
+    edits = (*known_edits(model, bare), *_bare_norms(model, expected))
+    apply_edits(bare, edits)
     numbers: dict[fx.Node, float] = {}
     failure, exported = _run(bare, expected, world, numbers)
     known: dict[str, dict[int, set[int]]] = {}
@@ -87,6 +90,23 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
     if world.runner.kind == "real":  # what it does may hang on the weights
         exported = None
     return Proof(edits, failure, numbers, exported)
+
+
+def _bare_norms(model: nn.Module, expected: _Expected) -> tuple[Edit, ...]:
+    """Instance norms without parameters: they only warn of a width that is not theirs."""
+    found: dict[str, Edit] = {}
+    modules = dict(model.named_modules())
+    for call in expected.traced.exported.calls:
+        module = modules.get(call.path)
+        if not isinstance(module, _InstanceNorm) or not call.simple:
+            continue
+        before, after = expected.traced.exported.shape(call.inputs[0]), expected.inputs[call.number]
+        axis = len(before) - module._get_no_batch_dim()  # pyright: ignore[reportPrivateUsage]
+        new = after[axis] if after else None
+        bare = not module.affine and not module.track_running_stats and new is not None
+        if bare and module.num_features == before[axis] != new:
+            found[call.path] = Edit(call.path, "num_features", new)
+    return tuple(found.values())
 
 
 def _present(bare: nn.Module, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
@@ -157,6 +177,10 @@ class _Expected:
         ]
         self.calls = {
             call.number: [shapes.get(node) for node in call.outputs] for call in exported.calls
+        }
+        self.inputs = {
+            call.number: shapes.get(call.inputs[0]) if call.inputs else None
+            for call in exported.calls
         }
 
 
