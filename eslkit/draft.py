@@ -85,16 +85,14 @@ class Draft:
         self._source: Source | None = None
         self._goal = model
         """The small model with as many levels inserted as the network still has."""
-        self._waiting: dict[str, int] = {}
-        """Widths that could not be reached alone, and are tried with the next step."""
+        self._waiting: dict[str, int] = {}  # could not be reached alone: tried with the next step
         self._refused: ResizeError | None = None
         self._deeper: nn.Module | None = None
         self._parts_out = 0
         self.surplus: tuple[str, ...] = ()
         """Layers that the large model has and the small one has not, in the order of leaving."""
         self._counted: dict[str, dict[str, int | None]] = {}
-        self._own: Traced | None = None
-        """The trace of the small model, where the walk begins there."""
+        self._own: Traced | None = None  # of the small model, if the walk begins there
         self._traced = self._trace(self.network)
         self._own = self._traced if start is model else None
         self.inputs = self._traced.inputs or dict(self._traced.keywords)
@@ -130,7 +128,7 @@ class Draft:
         """Begin from a large model instead of expanding the small one."""
         parts = self.parts_left
         goal = self._deepened(self.num_levels, "random")
-        for _ in range(flatten_parts(goal) - parts):
+        while flatten_parts(goal) > parts:
             goal, _ = flatten_step(goal)
         self._goal = goal
         if not parts and goal.state_dict().keys() != self.network.state_dict().keys():
@@ -326,7 +324,7 @@ class Draft:
     ) -> Planned:
         """The plan, with what was found out on the way."""
         own, last = fingerprint(self.model), fingerprint(self.network)
-        leaves = [*self._traced.inputs, *self._traced.keywords.values()]
+        leaves = (*self._traced.inputs, *self._traced.keywords.values())
         base = {f"base_{name}": value for name, value in self._figures(self.model).items()}
         fields = {
             "model": class_path(self.model),
@@ -344,8 +342,8 @@ class Draft:
             "picture": () if own == last else self._picture,
             "steps": tuple(self._steps),
         }
-        plan = Plan.model_validate({**fields, **base})
-        return Planned(plan, self._prepared, self.inputs, self._deeper)
+        made = Plan.model_validate({**fields, **base})
+        return Planned(made, self._prepared, self.inputs, self._deeper)
 
     def _trace(self, network: nn.Module, exported: Exported | None = None) -> Traced:
         if self._own is not None and fingerprint(network) == fingerprint(self.model):

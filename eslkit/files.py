@@ -110,9 +110,14 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
         free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise StoreError(
-            f"The disk of {folder} has {free / 2**20:.4g} MiB free, the weights of the next step "
-            f"need {num_bytes / 2**20:.4g} MiB. Free some space and start the same run again."
+            f"The disk of {folder} has {_size(free)} free, the weights of the next step need "
+            f"{_size(num_bytes)}. Free some space and start the same run again."
         )
+
+
+def _size(num_bytes: int) -> str:
+    small = num_bytes < 2**20
+    return f"{num_bytes / 2**10:.1f} KiB" if small else f"{num_bytes / 2**20:.1f} MiB"
 
 
 class FolderLock:

@@ -87,7 +87,7 @@ def axis_maps(
         policy: bound to that network.
         gradients: the maps of gradients, instead of those of weights.
         factors: atom -> factor with which a divided axis makes up for numbers in the model's code
-            that depend on the width; only maps that keep the function use them.
+            that depend on the width; only maps that keep the function, or undo such maps, use them.
 
     Raises:
         ResizeError: the policy gave maps of the wrong shape, or that are not finite.
@@ -119,10 +119,17 @@ def axis_maps(
 
 
 def _keeps_function(maps: Maps) -> bool:
-    """Whether copies add up to what they are copies of, and nothing is fresh."""
-    shares = (maps.producer * maps.consumer).sum(dim=0)
-    whole = torch.allclose(shares, torch.ones_like(shares), rtol=0, atol=1e-12)
-    return whole and bool((maps.producer != 0).any(dim=1).all())
+    """Whether copies add up to what they are copies of, and nothing is fresh; or the way back.
+
+    The way back leaves no channel out. A selection does: it keeps the numbers that it finds, so
+    that a network expanded at random and narrowed again has its own bits.
+    """
+    shares = maps.producer * maps.consumer
+    used = maps.producer != 0
+    narrower = maps.producer.shape[0] < maps.producer.shape[1]
+    sums = shares.sum(dim=1 if narrower else 0)
+    whole = torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=1e-12)
+    return whole and bool(used.any(dim=0 if narrower else 1).all())
 
 
 def _check(matrix: Tensor, shape: tuple[int, int], where: str) -> None:

@@ -173,3 +173,17 @@ def test_a_run_that_uses_what_planning_found_ends_in_the_bits_of_one_that_does_n
 
 def _nothing(model: nn.Module, step: StepContext) -> dict[str, float]:
     return {}
+
+
+def test_a_norm_without_parameters_learns_of_its_new_width() -> None:
+    """Torch warns of the other width at every call, and warnings are errors here."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 1, 3, padding=1)
+    )
+    x = torch.rand(1, 1, 8, 8)
+    wide = eslkit.expand(model, example_inputs=x)
+    assert wide[1].num_features == 8
+    wide(x)
+    back = eslkit.shrink(wide, example_inputs=x)
+    assert back[1].num_features == 4
+    back(x)

@@ -296,7 +296,7 @@ def test_too_little_space_is_said_before_the_training(
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage)
     loop = Loop()
-    with pytest.raises(StoreError, match=r"0\.0 MiB free, the weights of the next step need"):
+    with pytest.raises(StoreError, match=r"0\.0 KiB free, the weights .* need 0\.\d KiB"):
         run(tmp_path, loop)
     assert loop.fitted == []
 
@@ -318,6 +318,46 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(StoreError, match=match):
         run(tmp_path / "run")
+
+
+def test_a_finished_run_is_answered_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = run(tmp_path)
+
+    def refuse(*_: object, **__: object) -> str:
+        raise StoreError("mounted read-only")
+
+    monkeypatch.setattr("eslkit.files.FolderLock.acquire", refuse)
+    monkeypatch.setattr("eslkit.store.write_atomically", refuse)
+    again, _ = run(tmp_path)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    with pytest.raises(StoreError, match="another plan"):
+        run(tmp_path, plan=small_plan(iterations=77))
+
+
+def test_a_disk_that_is_full_before_a_step_marks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, num_bytes: int) -> None:
+        raise StoreError("The disk is full")
+
+    monkeypatch.setattr("eslkit.store.check_free_space", full)
+    events: list[Event] = []
+    with pytest.raises(StoreError, match="The disk is full"):
+        run(tmp_path, events=events)
+    assert [(event.kind, event.reason) for event in events] == [("failed", "The disk is full")]
+    assert RunStore(tmp_path).manifest().steps[0].state == "failed"
+
+
+def test_the_reason_of_a_failed_step_does_not_name_the_step_again(tmp_path: Path) -> None:
+    def fit(model: nn.Module, step: StepContext) -> dict[str, float]:
+        return {"loss": float("nan")}
+
+    with pytest.raises(TrainingError, match=r"Step EL \(1 of 3\): metric 'loss' is nan"):
+        run(tmp_path, fit)
+    assert RunStore(tmp_path).manifest().steps[0].reason.startswith("metric 'loss' is nan")
 
 
 def limited(folder: Path, **how: Any) -> subprocess.CompletedProcess[str]:

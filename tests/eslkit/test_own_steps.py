@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import eslkit
-from eslkit.errors import DepthError, InputError, PlanError, ResizeError
+from eslkit.errors import InputError, PlanError, ResizeError
 from eslkit.moves import portions, reached
 from eslkit.plan import Plan, fingerprint
 from eslkit.schedule import Schedule, schedule, schedule_from
@@ -169,6 +169,7 @@ def test_a_table_of_multipliers_widens_group_by_group() -> None:
         ({"width": float("inf")}, "width=inf: an expansion has multipliers from 1"),
         ({"width": float("nan")}, "width=nan"),
         ({"width": "2"}, "width='2'"),
+        ({"width": 0.75}, r"width=0.75: .* To narrow gently pass factor=0.75"),
         ({"width": {"enter": True}}, "width=True"),
         ({"depth": 0.5}, "depth=0.5: expected a whole number of levels from 0"),
         ({"depth": -1}, "depth=-1"),
@@ -295,7 +296,7 @@ class Deeper(UNet):
 
 
 def test_two_models_of_other_forms_are_refused() -> None:
-    with pytest.raises(DepthError, match=r"does not become the target .*: extra"):
+    with pytest.raises(PlanError, match=r"not of one form: .* become the target .*: extra"):
         schedule_from(Deeper(), target=UNet(), example_inputs=X)
     kernel = UNet()
     kernel.enter = nn.Conv2d(1, 4, 5, padding=2)
@@ -350,6 +351,11 @@ def test_a_large_model_with_more_layers_loses_them_step_by_step(tmp_path: Any) -
         assert torch.equal(value, again.model.state_dict()[key])
     with pytest.raises(PlanError, match=r"has layers that the small model has not, such as blocks"):
         schedule_from(large, target=small, granularity=["channels"], example_inputs=X)
+
+
+def test_a_smaller_source_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"The source is the smaller of the two: .* larger model"):
+        schedule_from(UNet((2, 4, 8)), target=UNet(), example_inputs=X)
 
 
 def test_what_is_as_small_already_is_told() -> None:

@@ -103,6 +103,11 @@ def test_text_that_is_no_plan_is_refused(text: str) -> None:
         Plan.from_yaml(text)
 
 
+def test_an_empty_file_is_called_empty() -> None:
+    with pytest.raises(PlanError, match="but the text is empty"):
+        Plan.from_yaml("# nothing\n")
+
+
 def test_the_cost_counts_iterations_where_there_are_any() -> None:
     plan = small_plan(iterations=None)
     assert [plan.cost(step) for step in plan.steps] == [2.0, 1.5, 1.0]

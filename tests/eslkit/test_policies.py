@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -251,6 +252,43 @@ def test_merge_undoes_copies(form: Form, init: str) -> None:
     model, x = form.build(), form.inputs()
     wide = eslkit.expand(model, width=2, init=init, example_inputs=x)
     back = eslkit.shrink(wide, init="merge", example_inputs=x)
+    for name, tensor in tensors_of(model).items():
+        REFERENCE.check(tensors_of(back)[name], tensor)
+
+
+class _Scaled(nn.Module):
+    """Attention of one head of all channels, whose code scales by the width."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.enter = nn.Linear(3, 4)
+        self.q, self.k, self.v = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(4, 6)
+        self.leave = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.fused:
+            return self.leave(nn.functional.scaled_dot_product_attention(q, k, v))
+        return self.leave((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("init", ["preserve", "split"])
+@pytest.mark.parametrize("width", [2, 3, 1.5])
+def test_merge_undoes_what_made_up_for_attention_s_scale(
+    fused: bool,
+    init: str,
+    width: float,
+) -> None:
+    torch.manual_seed(3)
+    model, x = _Scaled(fused).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    wide = eslkit.expand(model, width=width, init=init, example_inputs=x)
+    PRESERVED.check(run(wide, x), run(model, x))
+    widths = {g.name: g.width for g in eslkit.trace(model, example_inputs=x).resizable}
+    assert wide.k.out_features == round(width * 6)
+    back = eslkit.resize(wide, widths, init="merge", example_inputs=x)
     for name, tensor in tensors_of(model).items():
         REFERENCE.check(tensors_of(back)[name], tensor)
 

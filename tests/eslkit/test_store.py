@@ -116,9 +116,19 @@ def test_an_edited_manifest_does_not_pass_for_whole(folder: Path) -> None:
         RunStore(folder).manifest()
 
 
+def test_a_file_where_a_folder_was_meant_holds_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("no run")
+    with pytest.raises(StoreError, match=r"notes\.txt holds no run"):
+        RunStore(path).manifest()
+
+
 def test_another_plan_or_model_is_refused(folder: Path) -> None:
-    with pytest.raises(StoreError, match=r"another plan: steps is .* its own widths"):
+    with pytest.raises(StoreError, match=r"step EL: iterations is \d+ there and 5 here; step"):
         run(folder, plan=small_plan(iterations=5))
+    shorter = small_plan().model_copy(update={"steps": small_plan().steps[:2]})
+    with pytest.raises(StoreError, match=r"steps are \['EL', .*\] there and \['EL', 'CSL1'\] here"):
+        run(folder, plan=shorter)
     wider = small_plan().model_copy(update={"width": 3.0})
     with pytest.raises(StoreError, match=r"another plan: width is 2.0 there and 3.0 here"):
         run(folder, plan=wider)
