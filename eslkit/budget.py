@@ -82,9 +82,10 @@ def _by_step(plan: Plan, iterations: Iterations) -> list[int | None]:
     return [_count(n, step.name) for n, step in zip(iterations, plan.steps, strict=True)]
 
 
-def _count(number: int | None, name: str) -> int | None:
-    whole = isinstance(number, int) and not isinstance(number, bool)
-    if number is not None and (not whole or number < 1):
+def _count(number: object, name: str) -> int | None:
+    if number is None:
+        return None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise InputError(f"iterations={number!r} of step {name}: expected a whole number from 1.")
     return number
 
