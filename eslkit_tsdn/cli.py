@@ -8,6 +8,7 @@ from eslkit_tsdn.commands.complexity import complexity
 from eslkit_tsdn.commands.demo import demo
 from eslkit_tsdn.commands.denoise import denoise
 from eslkit_tsdn.commands.prepare import prepare
+from eslkit_tsdn.commands.reproduce import reproduce
 from eslkit_tsdn.commands.verify import verify
 
 __all__ = ["app"]
@@ -31,6 +32,7 @@ for command in (
     demo,
     denoise,
     prepare,
+    reproduce,
     verify,
 ):
     app.command()(command)

@@ -36,6 +36,7 @@ __all__ = [
     "WHITE_BALANCES",
     "Photo",
     "packaged_photos",
+    "photos_digest",
     "raw_photos",
     "split",
     "unprocess",
@@ -164,6 +165,23 @@ def split(photos: Sequence[Photo]) -> tuple[tuple[Photo, ...], tuple[Photo, ...]
         tuple(photo for photo in ordered if photo.name not in tests),
         tuple(photo for photo in ordered if photo.name in tests),
     )
+
+
+def photos_digest(photos: Sequence[Photo]) -> str:
+    """SHA-256 over names and pixels, so that a run notices when its pictures have changed.
+
+    Args:
+        photos: in the order that counts.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for photo in photos:
+        pixels = photo.packed.to(torch.float32).contiguous()
+        digest.update(f"{photo.name} {tuple(pixels.shape)}\n".encode())
+        digest.update(pixels.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def raw_photos(

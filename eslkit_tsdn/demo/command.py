@@ -17,9 +17,9 @@ from rich.console import Console
 from eslkit.errors import InputError, StoreError
 from eslkit.files import check_free_space, write_atomically
 from eslkit.store import RunStore
-from eslkit_tsdn.data.photos import Photo, packaged_photos, raw_photos, split
+from eslkit_tsdn.data.photos import Photo, packaged_photos, photos_digest, raw_photos, split
 from eslkit_tsdn.demo.progress import DemoProgress, Work, say
-from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, Row, photos_digest
+from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, Row
 from eslkit_tsdn.demo.table import results_table
 from eslkit_tsdn.demo.verdict import against_long, against_scratch
 from eslkit_tsdn.evaluation import TestPair, evaluate_input, test_pairs

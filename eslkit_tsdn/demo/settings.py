@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from eslkit_tsdn.data.photos import Photo
-
-__all__ = ["LONG", "SCRATCH", "DemoResults", "DemoSettings", "Row", "label", "photos_digest"]
+__all__ = ["LONG", "SCRATCH", "DemoResults", "DemoSettings", "Row", "label"]
 
 SCRATCH, LONG = "scratch", "scratch-long"
 """Names of the trainings (a) and (b); those of (c) are named as the steps of ESL."""
@@ -124,13 +119,3 @@ def label(name: str) -> str:
     """A row's or a training's name as tables show it."""
     known = {"noisy": "noisy input", SCRATCH: "(a) scratch", LONG: "(b) longer"}
     return known.get(name, f"(c) {name}")
-
-
-def photos_digest(photos: Sequence[Photo]) -> str:
-    """SHA-256 over names and pixels, so that a run notices when its pictures have changed."""
-    digest = hashlib.sha256()
-    for photo in photos:
-        pixels = photo.packed.to(torch.float32).contiguous()
-        digest.update(f"{photo.name} {tuple(pixels.shape)}\n".encode())
-        digest.update(pixels.numpy().tobytes())
-    return digest.hexdigest()

@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 from eslkit.errors import InputError, PlanError, StoreError, TrainingError
 from eslkit_tsdn.cli import app
 from eslkit_tsdn.data.crops import to_mosaic
+from eslkit_tsdn.data.photos import photos_digest
 from eslkit_tsdn.demo import command, runs
 from eslkit_tsdn.demo.command import read_photos, run_demo, usable
 from eslkit_tsdn.demo.progress import DemoProgress
-from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, photos_digest
+from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings
 from eslkit_tsdn.demo.verdict import against_long, against_scratch
 from eslkit_tsdn.models import TSDN
 from tests.eslkit_tsdn.dng import write_dng
