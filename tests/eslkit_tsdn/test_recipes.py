@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from eslkit.errors import InputError
 from eslkit_tsdn.budget import Budget
@@ -134,11 +132,9 @@ def test_seeds_differ_and_stay_apart(made: dict[str, Table]) -> None:
             assert all(earlier.seed == r.seed for r in row.trainings for earlier in in_order([r]))
 
 
-@settings(deadline=None)
-@given(st.integers(1, 6))
-def test_shards_need_nothing_of_each_other(count: int) -> None:
-    made = tables(TINY, data=DATA, budget=TINY.budget, planner=PLANNER)
-    whole = in_order(r for table in made.values() for row in table.rows for r in row.trainings)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shards_need_nothing_of_each_other(recipes: tuple[Recipe, ...], count: int) -> None:
+    whole = recipes
     parts = [
         {r.id for r in shard(whole, index=index, count=count, planner=PLANNER)}
         for index in range(1, count + 1)
