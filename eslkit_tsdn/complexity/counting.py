@@ -37,7 +37,7 @@ def true_flops(model: nn.Module, *, shape: tuple[int, ...] = PACKED) -> int:
     """
     bare = _bare(model)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        bare(torch.empty(shape, device="meta"))
+        bare(_input(bare, shape))
     return counter.get_total_flops()
 
 
@@ -72,7 +72,7 @@ def paper_flops(model: nn.Module, *, shape: tuple[int, ...] = PACKED) -> int:
         if not any(module.children()) and type(module) in _MADDS:
             module.register_forward_hook(note)
     with torch.no_grad():
-        bare(torch.empty(shape, device="meta"))
+        bare(_input(bare, shape))
     return sum(counts.values())
 
 
@@ -109,6 +109,12 @@ class _Counter(io.RawIOBase):
 def _bare(model: nn.Module) -> nn.Module:
     """The same network in inference mode, without memory."""
     return copy.deepcopy(model).to("meta").eval()
+
+
+def _input(bare: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """An input of the network's own precision."""
+    dtype = next((p.dtype for p in bare.parameters()), torch.float32)
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _per_output(module: nn.Conv2d | nn.ConvTranspose2d, inputs: int) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import eslkit
+from eslkit_tsdn.complexity import true_flops
 from eslkit_tsdn.models import TSDN, CBDNet, DeamNet, DrawnNBNet, NBNet
 from tests.eslkit.families.laws import (
     assert_partition,
@@ -143,6 +144,21 @@ def test_what_is_made_can_be_trained_exported_and_saved(name: str) -> None:
     other = copy.deepcopy(network)
     other.load_state_dict(torch.load(file))
     assert torch.equal(run(other, x), want)
+
+
+@each
+def test_two_counters_agree_on_the_cost(name: str) -> None:
+    """eslkit's own, from the graph, and torch's."""
+    model = made(name)
+    price = eslkit.cost(model, example_inputs=example())
+    assert price.flops == true_flops(model, shape=tuple(example().shape))
+
+
+@pytest.mark.parametrize("name", NETWORKS if THOROUGH else ("NBNet",))
+def test_compiled_is_the_same(name: str) -> None:
+    model, x = NETWORKS[name]().eval(), torch.rand(1, 4, 16, 16)
+    compiled = torch.compile(model, backend="aot_eager")
+    FLOAT32_FORWARD.check(run(compiled, x), run(model, x))
 
 
 @pytest.mark.parametrize("name", NETWORKS if THOROUGH else ("NBNet",))
