@@ -80,13 +80,14 @@ def chosen(only: Sequence[str] | None) -> tuple[Listed, ...]:
 
 def table(rows: Sequence[ComplexityRow], took: dict[str, Measurement]) -> Table:
     """The paper's columns, each with ours beside it."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table()
+    made = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)  # all columns fit into 80 characters
     made.add_column("network")
-    titles = ["parameters", "size, paper", "saved, MiB", "GFLOPs, paper", "paper's way", "true"]
-    for title in titles + (["ms", "peak, MiB"] if took else []):
-        made.add_column(title, justify="right")
+    titles = ["parameters", "size,\npaper", "saved,\nMiB", "GFLOPs,\npaper", "paper's\nway", "true"]
+    for title in titles + (["ms", "peak,\nMiB"] if took else []):
+        made.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         cells = [
             row.network,

@@ -315,12 +315,13 @@ def test_a_network_is_measured_on_a_gpu():
 
 def test_the_command_prints_both_countings_and_what_they_are(rows, monkeypatch):
     monkeypatch.setattr("eslkit_tsdn.complexity.complexity_rows", lambda networks: rows)
-    result = CliRunner().invoke(app, ["complexity"], env={"COLUMNS": "120"})
+    result = CliRunner().invoke(app, ["complexity"], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
     for figure in ("96.77", "297.63", "429.95", "216.44", "37.31", "1,167.34", "13,309,860"):
-        assert figure in result.output
-    assert "every call counted" in result.output
-    assert "its last call alone" in result.output
+        assert figure in text
+    assert "every call counted" in text
+    assert "its last call alone" in text
 
 
 def test_the_command_gives_json_with_what_was_measured(monkeypatch):
@@ -345,8 +346,9 @@ def test_the_command_gives_json_with_what_was_measured(monkeypatch):
     assert network["parameters"] == 1_941_300
     assert network["measured"]["milliseconds"] == [3.0, 1.0, 2.0]
     assert set(found["countings"]) == {"true", "paper"}
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
-    assert "1,024" in result.output and "median of 3 forward passes" in result.output
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    text = " ".join(result.output.split())
+    assert "1,024" in text and "median of 3 forward passes" in text
 
 
 @pytest.mark.parametrize(
