@@ -158,11 +158,12 @@ def main() -> None:
         root = make_folder(Path(name) / "sid", num_pairs=asked.pairs)
         out = Path(name) / "store"
         took = seconds(lambda: prepare(find_dataset(root), out, processes=asked.processes))
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        peak, cpu = used.ru_maxrss / 2**10, used.ru_utime + used.ru_stime
         size = sum(path.stat().st_size for path in out.rglob("*.npy")) / 1e6
         print(
             f"prepare: {2 * asked.pairs} files of {ROWS}x{COLUMNS} in {took:.1f} s "
-            f"({took / 2 / asked.pairs:.2f} s a file), {size:.0f} MB, largest process "
+            f"({cpu:.1f} s of the processor, starting included), {size:.0f} MB, largest process "
             f"{peak:.0f} MiB"
         )
         store = Store(out)
@@ -178,10 +179,11 @@ def main() -> None:
                 f"of the processor {1e3 * took.cpu:7.1f} ms {took.cpu / store_took.cpu:6.1f}x"
             )
         source = PairSource(store, split="train-first", crop=CROP)
-        batches = statistics.median(
-            seconds(lambda k=k: source.batch(k)) for k in range(asked.crops)
+        took = median([timed(partial(source.batch, k))[0] for k in range(asked.crops)])
+        print(
+            f"a training batch of one, turned and amplified: {1e3 * took.wall:.1f} ms, of the "
+            f"processor {1e3 * took.cpu:.1f} ms"
         )
-        print(f"a training batch of one, turned and amplified: {1e3 * batches:.2f} ms")
         whole, packed = forms(Path(name))
         print(f"raw crop of a mosaic {1e3 * whole:.2f} ms, of packed planes {1e3 * packed:.2f} ms")
 

@@ -42,6 +42,7 @@ _PHASES: frozenset[Pattern] = frozenset(
     {((0, 1), (3, 2)), ((1, 0), (2, 3)), ((3, 2), (0, 1)), ((2, 3), (1, 0))}
 )
 _RAW_HEADS = (b"II", b"MM", b"FUJIFILM", b"\0MRM")
+_MAX_HEADERLESS = 2**28
 _OTHER_HEADS = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -237,6 +238,8 @@ def _read_head(path: Path) -> bytes:
     """Reads the first bytes, or says why the file cannot be read."""
     if path.is_dir():
         raise _refuse(path, "a folder")
+    if path.exists() and not path.is_file():
+        raise _refuse(path, "a device or a pipe")
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -271,6 +274,8 @@ def _guessed_by_size(path: Path, head: bytes) -> bool:
     """
     if any(head.startswith(signature) for signature in _OTHER_HEADS):
         return False
+    if path.stat().st_size > _MAX_HEADERLESS:
+        return True
     with rawpy.RawPy() as raw:
         try:
             raw.open_buffer(io.BytesIO(path.read_bytes() + b"\0"))

@@ -29,8 +29,9 @@ from eslkit_tsdn.raw import read_raw
 __all__ = ["SID_WHITE", "Decoder", "decode", "main"]
 
 SID_WHITE = 16383.0
-"""White level of the Sony A7S II's files. SID, ELD and all that follow them take this one; LibRaw
-states 17220 for compressed files, the end of their curve and not of the sensor."""
+"""White level of the Sony A7S II's files. SID, ELD and all that follow them take this one, whatever
+the file or LibRaw says: LibRaw takes the end of the curve for compressed files of Sony's (17220 for
+the A7 II; its issue 82)."""
 
 _SID_CAMERA = "ILCE-7SM2"
 _COMMAND = (sys.executable, "-m", "eslkit_tsdn.data.decoder")

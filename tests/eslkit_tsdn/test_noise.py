@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from eslkit_tsdn.calibration import (
     LogLinear,
     LogTable,
 )
+from eslkit_tsdn.calibration_eld import CAMERAS as ALL_CAMERAS
 from eslkit_tsdn.noise import NoiseLevel, add_noise, draw_levels, sample_noisy, tukey_lambda
 from eslkit_tsdn.raw import pack
 from tests.tolerances import REFERENCE
@@ -224,6 +226,49 @@ def test_drawn_levels_follow_the_laws() -> None:
     assert torch.equal(published[index], pairs)
     counts = torch.bincount(index, minlength=18).numpy()
     assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_scales_of_a_table_are_drawn_with_its_spread() -> None:
+    n, iso = 20_000, 6400
+    drawn = draw_levels(SONY_A7S2_PMN, num_images=n, generator=seeded(), K=0.0009563 * iso)
+    for scale, mean, spread in (
+        (drawn.read_scale, 3.4503, 0.08226),
+        (drawn.row_scale, 0.721879, 0.06423),
+    ):
+        within(scale.log().mean().item(), math.log(mean), error=spread / mean / math.sqrt(n))
+        within(scale.log().std().item(), spread / mean, error=spread / mean / math.sqrt(2 * n))
+    assert drawn.read_shape.unique().tolist() == pytest.approx([-0.075171])
+    assert not drawn.color_bias.any()
+
+
+ELD_FILES = Path(__file__).parents[3] / "shared" / "data" / "camera_params" / "ELD"
+
+
+@pytest.mark.parametrize(
+    "name", ["SonyA7S2", "CanonEOS5D4", "CanonEOS70D", "CanonEOS700D", "NikonD850"]
+)
+def test_the_numbers_of_every_camera_are_those_of_the_published_files(name: str) -> None:
+    path = ELD_FILES / f"{name}_params.npy"
+    if not path.is_file():
+        pytest.skip(f"no file {path}")
+    published = np.load(path, allow_pickle=True).item()
+    camera = ALL_CAMERAS[f"{name} (ELD)"]
+    assert camera.k_min == pytest.approx(published["Kmin"], rel=1e-6)
+    assert camera.k_max == pytest.approx(published["Kmax"], rel=1e-6)
+    laws = {"G_scale": camera.read, "R_scale": camera.row, "g_scale": camera.gaussian}
+    for key, law in laws.items():
+        numbers = published["Profile-1"][key]
+        assert isinstance(law, LogLinear)
+        assert (law.slope, law.bias, law.sigma) == pytest.approx(
+            (numbers["slope"], numbers["bias"], numbers["sigma"]), rel=1e-6
+        )
+    assert camera.shapes == pytest.approx(published["G_shape"].tolist(), abs=1e-7)
+    assert np.array(camera.color_bias) == pytest.approx(published["color_bias"], abs=5.1e-5)
+    clean = torch.rand(1, 4, 8, 8, generator=seeded(1))
+    assert sample_noisy(clean, 100.0, camera=camera, generator=seeded()).isfinite().all()
+    if name != "SonyA7S2":
+        with pytest.raises(InputError, match="does not tell K from ISO"):
+            camera.gain(800)
 
 
 def test_the_amplified_picture_is_centred_on_the_clean_one() -> None:

@@ -123,7 +123,7 @@ def test_long_exposures_alone_are_enough(tmp_path, lists) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_the_white_level_of_sid_is_that_of_its_protocols(tmp_path) -> None:
-    # LibRaw states 17220 for the camera's compressed files.
+    # What LibRaw has stated for compressed files of a sister model.
     for camera, expected in ((None, 16383.0), ("NEX-5", 17220.0)):
         folder = tmp_path / str(camera)
         extra = [] if camera is None else [(272, "s", 0, camera, False)]

@@ -209,6 +209,14 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         read_raw(tmp_path / "x.ARW")
     with pytest.raises(InputError, match="is a folder"):
         read_raw(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.ARW")
+        with pytest.raises(InputError, match=r"pipe\.ARW is a device or a pipe"):
+            read_raw(tmp_path / "pipe.ARW")
+    with (tmp_path / "huge.ARW").open("wb") as file:
+        file.truncate(2**34)  # nothing is stored, nor read
+    with pytest.raises(InputError, match=r"huge\.ARW is not a raw file that can be recognised"):
+        read_raw(tmp_path / "huge.ARW")
     if hasattr(os, "getuid") and os.getuid() != 0:
         path = write_dng(tmp_path / "locked.dng", noise_mosaic())
         path.chmod(0)
