@@ -219,8 +219,9 @@ def test_a_folder_of_another_kind_says_what_to_do(sid, prepared, tmp_path) -> No
         find_dataset(tmp_path / "absent")
     with pytest.raises(InputError, match=r"holds neither Sony/long nor long"):
         find_dataset(tmp_path)
-    with pytest.raises(InputError, match=rf"Did you mean {sid}\?"):
-        find_dataset(sid.parent)
+    inner = shutil.copytree(sid, tmp_path / "outer" / "SID")
+    with pytest.raises(InputError, match=rf"Did you mean {inner}\?"):
+        find_dataset(tmp_path / "outer")
     with pytest.raises(InputError, match="is a prepared store already"):
         find_dataset(prepared)
     (tmp_path / "Sony.zip").write_bytes(b"PK")
