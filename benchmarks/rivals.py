@@ -3,7 +3,8 @@
 One small U-Net and one of twice its widths, trained on noisy crops of the packaged photographs and
 tested on those not trained on. A method that needs the large network gets it trained with as many
 iterations as itself. "iterations": every method gets N of its own. "FLOPs": every method, the
-large network's training included, costs what the small one costs with 8 N iterations from scratch.
+large network's training included, costs what the small one costs with 8 N iterations from scratch
+(`--longer 8`).
 
     python benchmarks/rivals.py --seeds 0 1 --iterations 400 --out rivals.json
 
@@ -151,8 +152,10 @@ def of_seed(seed: int, train: tuple, pairs: tuple[TestPair, ...], arguments) -> 
     measured = evaluate(large, pairs)
     rows = [Row("the large network", "", seed, n, first.flops, measured, since(began))]
     print(rows[0], flush=True)
-    allowed = scratch_cost(small, source, iterations=8 * n).flops
+    allowed = scratch_cost(small, source, iterations=arguments.longer * n).flops
     for name, (run, cost_of, taught) in methods(small, large, source).items():
+        if arguments.methods and name not in arguments.methods:
+            continue
         before = first.flops if taught else 0
         costs = lambda count, cost_of=cost_of: cost_of(iterations=count)  # noqa: E731
         for equal in arguments.equal:
@@ -188,6 +191,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--equal", nargs="+", default=["iterations", "FLOPs"])
+    parser.add_argument("--longer", type=int, default=8)
+    parser.add_argument("--methods", nargs="+", help="names as in the table; all if left out")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)

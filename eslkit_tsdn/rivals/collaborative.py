@@ -23,9 +23,8 @@ from eslkit.surgery.depth import clone
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.source import NoisyBatch, Source
 from eslkit_tsdn.fitting import Listener
-from eslkit_tsdn.losses import stage_l1
+from eslkit_tsdn.losses import Loss, stage_l1
 from eslkit_tsdn.rivals.costs import TrainedPart, TrainingCost, batch_like, macs_of, macs_until
-from eslkit_tsdn.rivals.distillation import float_images
 from eslkit_tsdn.rivals.embeddings import (
     Embedded,
     TapPair,
@@ -36,6 +35,7 @@ from eslkit_tsdn.rivals.embeddings import (
 )
 from eslkit_tsdn.rivals.running import Frozen, Run, divided, in_training
 from eslkit_tsdn.rivals.taps import features, num_descents, reached, replaced
+from eslkit_tsdn.rivals.truth import Truth, float_images
 
 __all__ = ["collaborative_cost", "distil_collaboratively", "num_embedding_parameters"]
 
@@ -54,6 +54,7 @@ def distil_collaboratively(
     init: str | None = None,
     taps: Sequence[TapPair] | None = None,
     seed: int = 0,
+    loss: Loss | None = None,
     folder: Path | None = None,
     listener: Listener | None = None,
     machine: Machine | None = None,
@@ -82,6 +83,8 @@ def distil_collaboratively(
             code prunes by "l1". None leaves the student as it is.
         taps: pairs (module of the student, module of the teacher); found if left out.
         seed: of the trainings and the embeddings.
+        loss: of the network and a batch, for networks that need one of their own; None for L1 on
+            the image of every stage.
         folder: where it is kept; the same call goes on there after an interruption.
         listener: is told (updates made, loss).
         machine: where it runs; a GPU if there is one.
@@ -98,7 +101,7 @@ def distil_collaboratively(
     _check(form, embedding, perceptual)
     x = source.batch(0).noisy[:1]
     pairs, widths = paired_taps(student, teacher, x, taps=taps)
-    run = Run("distil_collaboratively", source, budget, seed, folder, listener, machine)
+    run = Run("distil_collaboratively", source, budget, seed, folder, listener, machine, loss)
     run.claim(
         {"student": student, "teacher": teacher},
         form=form,
@@ -112,7 +115,9 @@ def distil_collaboratively(
         made = eslkit.inherit(made, teacher, init=init, example_inputs=(x,))
     inside = Embedded(made, [ours for ours, _ in pairs], widths, dims=x.ndim - 2, seed=seed)
     wise = Frozen(teacher, channels_last=budget.channels_last)
-    losses = _Losses(wise, tuple(theirs for _, theirs in pairs), embedding, budget.weights)
+    losses = _Losses(
+        wise, tuple(theirs for _, theirs in pairs), embedding, Truth(loss, budget.weights)
+    )
     with in_training(made):
         if form == "simple":
             run.fit(inside, loss=losses.simple, looks_inside=True)
@@ -242,13 +247,14 @@ class _Losses:
     teacher: Frozen
     taps: tuple[str, ...]
     embedding: float
-    weights: tuple[float, ...] | None
+    truth: Truth
 
     def simple(self, network: Any, batch: NoisyBatch) -> Tensor:
         """Truth and features."""
         wanted = self._told(batch.noisy)
-        outputs, embedded = network.look(batch.noisy)
-        return self._true(outputs, batch) + self.embedding * embedding_loss(embedded, wanted)
+        with network.looking() as embedded:
+            true, _ = self.truth(network.network, batch)
+        return true + self.embedding * embedding_loss(embedded(), wanted)
 
     def encoder(self, network: Any, batch: NoisyBatch, perceptual: float) -> Tensor:
         """The small encoder before the large decoder."""
@@ -256,7 +262,7 @@ class _Losses:
         embedded = network.encode(batch.noisy)
         teacher = self.teacher.at(batch.noisy)
         with replaced(teacher, dict(zip(self.taps, embedded, strict=True))):
-            restored = teacher(batch.noisy).float()
+            restored = float_images(teacher(batch.noisy))[-1]
         loss = stage_l1(restored, batch.clean) + self.embedding * embedding_loss(embedded, wanted)
         return loss + self._perceptual(restored, batch, perceptual)
 
@@ -266,12 +272,8 @@ class _Losses:
         """The small network behind its frozen encoder, whose norms keep their statistics too."""
         for layer in frozen:
             layer.training = False
-        outputs = network(batch.noisy)
-        restored = float_images(outputs)[-1]
-        return self._true(outputs, batch) + self._perceptual(restored, batch, perceptual)
-
-    def _true(self, outputs: Any, batch: NoisyBatch) -> Tensor:
-        return stage_l1(float_images(outputs), batch.clean, weights=self.weights)
+        true, images = self.truth(network, batch)
+        return true + self._perceptual(images[-1], batch, perceptual)
 
     def _told(self, x: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from eslkit.surgery.depth import clone
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.source import NoisyBatch, Source
 from eslkit_tsdn.fitting import Listener
-from eslkit_tsdn.losses import stage_l1
+from eslkit_tsdn.losses import Loss
 from eslkit_tsdn.rivals.costs import TrainedPart, TrainingCost, batch_like, macs_of
 from eslkit_tsdn.rivals.embeddings import (
     Embedded,
@@ -29,8 +29,9 @@ from eslkit_tsdn.rivals.embeddings import (
 )
 from eslkit_tsdn.rivals.running import Frozen, Run, in_training
 from eslkit_tsdn.rivals.taps import in_order, watched
+from eslkit_tsdn.rivals.truth import Truth, float_images
 
-__all__ = ["distil", "distil_cost", "float_images"]
+__all__ = ["distil", "distil_cost"]
 
 
 def distil(
@@ -43,6 +44,7 @@ def distil(
     feature: float = 0.0,
     taps: Sequence[TapPair] | None = None,
     seed: int = 0,
+    loss: Loss | None = None,
     folder: Path | None = None,
     listener: Listener | None = None,
     machine: Machine | None = None,
@@ -63,6 +65,8 @@ def distil(
         taps: pairs (module of the student, module of the teacher); by default the levels of both
             encoders.
         seed: of the training and the embeddings.
+        loss: of the network and a batch, for networks that need one of their own; None for L1 on
+            the image of every stage.
         folder: where it is kept; the same call goes on there after an interruption.
         listener: is told (updates made, loss).
         machine: where it runs; a GPU if there is one.
@@ -76,11 +80,12 @@ def distil(
         TrainingError: it diverged.
     """
     _check(output, feature)
-    run = Run("distil", source, budget, seed, folder, listener, machine)
+    run = Run("distil", source, budget, seed, folder, listener, machine, loss)
     made, wise = clone(student), Frozen(teacher, channels_last=budget.channels_last)
+    told = _Told(wise, output, Truth(loss, budget.weights))
     if not feature:
         run.claim({"student": student, "teacher": teacher}, output=output, feature=feature)
-        run.fit(made, loss=_OutputLoss(wise, output, budget.weights))
+        run.fit(made, loss=told)
         return made
     x = source.batch(0).noisy[:1]
     pairs, widths = paired_taps(student, teacher, x, taps=taps)
@@ -92,9 +97,8 @@ def distil(
     )
     inside = Embedded(made, [ours for ours, _ in pairs], widths, dims=x.ndim - 2, seed=seed)
     theirs = tuple(name for _, name in pairs)
-    loss = _FeatureLoss(_OutputLoss(wise, output, budget.weights), theirs, feature)
     with in_training(made):
-        run.fit(inside, loss=loss, looks_inside=True)
+        run.fit(inside, loss=_ToldInside(told, theirs, feature), looks_inside=True)
     return made
 
 
@@ -125,48 +129,38 @@ def distil_cost(
     return TrainingCost((TrainedPart(name, iterations, trained=trained, asked=asked),))
 
 
-class _OutputLoss:
-    """The truth and the teacher's image, both by L1."""
+class _Told:
+    """The truth and the teacher's image; with a network's own loss, for its last image alone."""
 
-    def __init__(
-        self, teacher: Frozen, output: float, weights: Sequence[float] | None = None
-    ) -> None:
-        self.teacher, self.output, self.weights = teacher, output, weights
+    def __init__(self, teacher: Frozen, output: float, truth: Truth) -> None:
+        self.teacher, self.output, self.truth = teacher, output, truth
 
     def __call__(self, network: nn.Module, batch: NoisyBatch) -> Tensor:
-        return self.of(network(batch.noisy), self.image(batch.noisy), batch)
+        return self.of(network, batch, self.image(batch.noisy))
 
     def image(self, noisy: Tensor) -> Tensor:
         with torch.no_grad():
             return float_images(self.teacher.at(noisy)(noisy))[-1]
 
-    def of(self, outputs: Any, image: Tensor, batch: NoisyBatch) -> Tensor:
-        images = float_images(outputs)
-        true = stage_l1(images, batch.clean, weights=self.weights)
-        told = stage_l1(images, image, weights=self.weights)
-        return (1 - self.output) * true + self.output * told
+    def of(self, network: nn.Module, batch: NoisyBatch, image: Tensor) -> Tensor:
+        true, images = self.truth(network, batch)
+        return (1 - self.output) * true + self.output * self.truth.against(images, image)
 
 
-class _FeatureLoss:
+class _ToldInside:
     """The same, and the teacher's features; it runs once for both."""
 
-    def __init__(self, outputs: _OutputLoss, taps: Sequence[str], weight: float) -> None:
-        self.outputs, self.taps, self.weight = outputs, taps, weight
+    def __init__(self, told: _Told, taps: Sequence[str], weight: float) -> None:
+        self.told, self.taps, self.weight = told, taps, weight
 
     def __call__(self, network: Any, batch: NoisyBatch) -> Tensor:
-        teacher = self.outputs.teacher.at(batch.noisy)
+        teacher = self.told.teacher.at(batch.noisy)
         with watched(teacher, self.taps) as caught:
-            image = self.outputs.image(batch.noisy)
+            image = self.told.image(batch.noisy)
         wanted = in_order(caught, self.taps, teacher)
-        outputs, embedded = network.look(batch.noisy)
-        told = self.outputs.of(outputs, image, batch)
-        return told + self.weight * embedding_loss(embedded, wanted)
-
-
-def float_images(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """The images of all stages in float32, whatever the network computes in."""
-    images = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    return [image.float() for image in images]
+        with network.looking() as embedded:
+            told = self.told.of(network.network, batch, image)
+        return told + self.weight * embedding_loss(embedded(), wanted)
 
 
 def _check(output: float, feature: float) -> None:

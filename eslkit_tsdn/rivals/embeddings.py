@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,11 +51,11 @@ class Embedded(nn.Module):
         """The network's own output."""
         return self.network(x)
 
-    def look(self, x: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
-        """The network's own output, and its embedded features."""
+    @contextmanager
+    def looking(self) -> Generator[Callable[[], tuple[Tensor, ...]]]:
+        """While the network runs inside, look at its features; the function embeds them."""
         with watched(self.network, self.taps) as caught:
-            output = self.network(x)
-        return output, self.embed(in_order(caught, self.taps, self.network))
+            yield lambda: self.embed(in_order(caught, self.taps, self.network))
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """The embedded features alone; what follows the last tap is not computed."""

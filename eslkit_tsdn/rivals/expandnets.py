@@ -10,6 +10,7 @@ from torch import nn
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.source import Source
 from eslkit_tsdn.fitting import Listener
+from eslkit_tsdn.losses import Loss
 from eslkit_tsdn.rivals.costs import TrainedPart, TrainingCost, batch_like, macs_of
 from eslkit_tsdn.rivals.expansion import Expansion, Start, contract, expand_convolutions
 from eslkit_tsdn.rivals.running import Run
@@ -28,6 +29,7 @@ def train_expandnet(
     transposed: bool = False,
     slim: Collection[str] = (),
     seed: int = 0,
+    loss: Loss | None = None,
     folder: Path | None = None,
     listener: Listener | None = None,
     machine: Machine | None = None,
@@ -45,6 +47,8 @@ def train_expandnet(
         transposed: as there.
         slim: as there.
         seed: of the new weights and the training.
+        loss: of the network and a batch, for networks that need one of their own; None for L1 on
+            the image of every stage.
         folder: where it is kept; the same call goes on there after an interruption.
         listener: is told (updates made, loss).
         machine: where it runs; a GPU if there is one.
@@ -67,7 +71,7 @@ def train_expandnet(
         slim=slim,
         seed=seed,
     )
-    run = Run("train_expandnet", source, budget, seed, folder, listener, machine)
+    run = Run("train_expandnet", source, budget, seed, folder, listener, machine, loss)
     run.claim(
         {"model": model},
         rate=rate,

@@ -20,6 +20,7 @@ from eslkit.surgery.policies import Policy
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.source import Source
 from eslkit_tsdn.fitting import Listener
+from eslkit_tsdn.losses import Loss
 from eslkit_tsdn.rivals.costs import TrainedPart, TrainingCost, batch_like, macs_of
 from eslkit_tsdn.rivals.running import Run, divided
 from eslkit_tsdn.rivals.torch_pruning import prune_channels
@@ -39,6 +40,7 @@ def prune_and_finetune(
     engine: Engine = "torch-pruning",
     steps: int = 1,
     seed: int = 0,
+    loss: Loss | None = None,
     folder: Path | None = None,
     listener: Listener | None = None,
     machine: Machine | None = None,
@@ -55,6 +57,8 @@ def prune_and_finetune(
         engine: what takes them out: "torch-pruning" (the extra `pruning`) or "eslkit".
         steps: 1 prunes at once; more prune in even steps ("iterative pruning").
         seed: of the trainings.
+        loss: of the network and a batch, for networks that need one of their own; None for L1 on
+            the image of every stage.
         folder: where it is kept; the same call goes on there after an interruption.
         listener: is told (updates made, loss).
         machine: where it runs; a GPU if there is one.
@@ -71,7 +75,7 @@ def prune_and_finetune(
         TrainingError: it diverged.
     """
     counts = _iterations(budget.iterations, steps)
-    run = Run("prune_and_finetune", source, budget, seed, folder, listener, machine)
+    run = Run("prune_and_finetune", source, budget, seed, folder, listener, machine, loss)
     run.claim(
         {"large": large},
         importance=importance if isinstance(importance, str) else _name(importance),

@@ -54,6 +54,7 @@ class Run:
             keeps nothing.
         listener: is told how many of all iterations are made.
         machine: where it runs.
+        loss: of the network and a batch; None for L1 on the image of every stage.
     """
 
     method: str
@@ -63,6 +64,15 @@ class Run:
     folder: Path | None = None
     listener: Listener | None = None
     machine: Machine | None = None
+    loss: Loss | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what `fit` would, before anything is kept."""
+        if self.loss is not None and self.budget.weights is not None:
+            raise InputError(
+                f"weights={self.budget.weights} are factors of the default loss, L1 on every "
+                "stage: leave them out, and weigh the stages in your own loss."
+            )
 
     def claim(self, networks: Mapping[str, nn.Module], **settings: Any) -> None:
         """Take the folder for this method, or see that it is this one's already.
@@ -73,6 +83,7 @@ class Run:
         if self.folder is None:
             return
         hashes = {name: weights_hash(network) for name, network in networks.items()}
+        settings = {**settings, "weights": self.budget.weights}  # which own losses look at
         now = Method(name=self.method, settings=settings, networks=hashes)
         path = self.folder / METHOD
         if not path.is_file():
@@ -109,7 +120,7 @@ class Run:
             part: its folder in the method's folder; None for the folder itself.
             iterations: of this part; all of the budget's if left out.
             done: iterations of the parts before, for the listener.
-            loss: as for `fitting.fit`.
+            loss: as for `fitting.fit`; the method's own if left out.
             trainable: as for `fitting.fit`.
             looks_inside: whether the loss looks at maps inside the network, which a compiled
                 one does not show: such a part is not compiled.
@@ -125,7 +136,7 @@ class Run:
             network,
             self.source,
             budget=self.budget.model_copy(update=changes),
-            loss=loss,
+            loss=loss or self.loss,
             seed=self.seed,
             folder=self.folder if part is None or self.folder is None else self.folder / part,
             listener=listener,

@@ -10,6 +10,7 @@ from eslkit.surgery.depth import clone
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.source import Source
 from eslkit_tsdn.fitting import Listener
+from eslkit_tsdn.losses import Loss
 from eslkit_tsdn.rivals.running import Run
 
 __all__ = ["train_scratch"]
@@ -21,6 +22,7 @@ def train_scratch(
     *,
     budget: Budget,
     seed: int = 0,
+    loss: Loss | None = None,
     folder: Path | None = None,
     listener: Listener | None = None,
     machine: Machine | None = None,
@@ -32,6 +34,8 @@ def train_scratch(
         source: training batches.
         budget: how long and how.
         seed: of the training.
+        loss: of the network and a batch, for networks that need one of their own; None for L1 on
+            the image of every stage.
         folder: where it is kept; the same call goes on there after an interruption.
         listener: is told (updates made, loss).
         machine: where it runs; a GPU if there is one.
@@ -43,7 +47,7 @@ def train_scratch(
         StoreError: the folder holds something else.
         TrainingError: it diverged.
     """
-    run = Run("train_scratch", source, budget, seed, folder, listener, machine)
+    run = Run("train_scratch", source, budget, seed, folder, listener, machine, loss)
     run.claim({"model": model})
     made = clone(model)
     run.fit(made)

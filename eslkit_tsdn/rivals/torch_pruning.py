@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import signal
+import threading
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ def prune_channels(
     *,
     example_input: Tensor,
     importance: str = "l2",
+    patience: float = 300.0,
 ) -> nn.Module:
     """A copy in which the named layers have fewer output channels, the least important gone.
 
@@ -41,6 +44,9 @@ def prune_channels(
         example_input: what it runs on.
         importance: "l1" or "l2": the norm of a channel's weights, the mean over all layers that
             are cut together (Torch-Pruning's own rule).
+        patience: seconds of CPU time after which it is given up: on some networks (NBNet, whose
+            projection couples everything) it does not come to an end. In threads other than
+            the main one, and on Windows, there is no such limit.
 
     Raises:
         InputError: Torch-Pruning is not installed, or an importance that is not there.
@@ -54,7 +60,7 @@ def prune_channels(
     made = clone(model).cpu().eval()
     for parameter in made.parameters():
         parameter.requires_grad_(True)  # it traces the graph of gradients
-    with _in_its_words(type(model).__name__):
+    with _in_its_words(type(model).__name__), _at_most(patience):
         graph = tp.DependencyGraph().build_dependency(made, example_inputs=example_input.cpu())
         score = tp.importance.GroupMagnitudeImportance(p=NORMS[importance])
         for name, width in widths.items():
@@ -102,6 +108,26 @@ def _in_its_words(kind: str) -> Generator[None]:
             f"Torch-Pruning {version} cannot prune the {kind}: {type(error).__name__}: {error}. "
             "Prune it with engine='eslkit', or choose another method."
         ) from error
+
+
+@contextmanager
+def _at_most(seconds: float) -> Generator[None]:
+    """Raise TimeoutError when the process has computed for so long."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeoutError(f"it has come to no end in {seconds:g} seconds of CPU time")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _torch_pruning() -> Any:

@@ -17,7 +17,7 @@ from eslkit_tsdn.data.crops import BatchSource
 from eslkit_tsdn.data.source import NoisyBatch
 from eslkit_tsdn.evaluation import evaluate, test_pairs
 from eslkit_tsdn.fitting import fit
-from eslkit_tsdn.models import TSDN, SUNet, UNet
+from eslkit_tsdn.models import TSDN, CBDNet, SUNet, UNet
 from eslkit_tsdn.rivals.collaborative import distil_collaboratively, num_embedding_parameters
 from eslkit_tsdn.rivals.distillation import distil
 from eslkit_tsdn.rivals.embeddings import Embedded, paired_taps
@@ -287,6 +287,34 @@ def test_a_frozen_encoder_keeps_its_norms_statistics() -> None:
         "decoder.0.conv2.1.num_batches_tracked": 3,
     }
     assert all(layer.training for layer in made.modules())
+
+
+def noise_map_loss(net: nn.Module, batch: NoisyBatch) -> torch.Tensor:
+    """Of a network that returns a noise map and an image, as CBDNet."""
+    noise, image = net(batch.noisy)
+    return F.mse_loss(image, batch.clean) + 0.05 * noise.square().mean()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_with_a_loss_of_its_own_is_trained_by_every_method(name: str) -> None:
+    torch.manual_seed(0)
+    small, large = CBDNet((3, 4, 5), 2), CBDNet((4, 6, 8), 3)
+    call = methods(small, large)[name]
+    made = call(budget=Budget(iterations=2), loss=noise_map_loss)
+    shapes = [parameter.shape for parameter in small.parameters()]
+    assert type(made) is CBDNet and [p.shape for p in made.parameters()] == shapes
+    with pytest.raises(InputError, match="are factors of the default loss"):
+        call(budget=Budget(iterations=2, weights=(1.0, 0.0)), loss=noise_map_loss)
+
+
+def test_with_a_loss_of_its_own_the_last_image_is_compared_with_the_teacher(monkeypatch) -> None:
+    torch.manual_seed(0)
+    small, large, batch = CBDNet((3, 4, 5), 2), CBDNet((4, 6, 8), 3), SOURCE.batch(1)
+    call = partial(distil, small, large, SOURCE, loss=noise_map_loss, output=0.25)
+    [(made, loss, _)] = seen_by(call, monkeypatch)
+    told = (made.eval()(batch.noisy) - large.eval()(batch.noisy)).abs().mean()
+    made.train()
+    FLOAT32_FORWARD.check(loss(made, batch), 0.75 * noise_map_loss(made, batch) + 0.25 * told)
 
 
 def test_several_stages_are_distilled_too() -> None:

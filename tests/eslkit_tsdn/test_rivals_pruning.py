@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 import eslkit
 from eslkit.errors import InputError, UnsupportedError
 from eslkit_tsdn.budget import Budget
-from eslkit_tsdn.models import TSDN, UNet
+from eslkit_tsdn.models import TSDN, NBNet, UNet
 from eslkit_tsdn.rivals.pruning import prune_and_finetune, pruned
 from eslkit_tsdn.rivals.torch_pruning import prune_channels
 from tests.eslkit_tsdn.test_rivals_costs import SOURCE
@@ -105,6 +106,17 @@ def test_where_torch_pruning_fails_it_is_quoted() -> None:
         prune_channels(Other(), {"a": 2}, example_input=X)
     with pytest.raises(UnsupportedError, match="would lose all its channels"):
         prune_channels(UNet((3, 4)), {"encoder.0.conv1": 0}, example_input=X)
+
+
+@needs_torch_pruning
+def test_torch_pruning_is_given_up_where_it_finds_no_end() -> None:
+    """NBNet's projection, by a matrix that its features make, couples all that comes before."""
+    small, large = NBNet((4, 6)), NBNet((6, 8))
+    widths = {n: m.out_channels for n, m in small.named_modules() if hasattr(m, "out_channels")}
+    with pytest.raises(UnsupportedError, match=r"prune the NBNet: TimeoutError: .* 0\.5 seconds"):
+        prune_channels(large, widths, example_input=X, patience=0.5)
+    before = signal.getsignal(signal.SIGVTALRM)
+    assert before is signal.SIG_DFL and signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
 
 
 @needs_torch_pruning
