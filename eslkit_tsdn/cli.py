@@ -7,6 +7,7 @@ import typer
 from eslkit_tsdn.commands.complexity import complexity
 from eslkit_tsdn.commands.demo import demo
 from eslkit_tsdn.commands.denoise import denoise
+from eslkit_tsdn.commands.export import export
 from eslkit_tsdn.commands.prepare import prepare
 from eslkit_tsdn.commands.reproduce import reproduce
 from eslkit_tsdn.commands.verify import verify
@@ -31,6 +32,7 @@ for command in (
     complexity,
     demo,
     denoise,
+    export,
     prepare,
     reproduce,
     verify,

@@ -14,19 +14,28 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from eslkit.errors import InputError
+from eslkit_tsdn.data.photos import packaged_photos, split
+from eslkit_tsdn.evaluation import test_pairs
+from eslkit_tsdn.exposure import choose_ratio
+from eslkit_tsdn.raw import normalize, read_raw
 from eslkit_tsdn.reach import Reach, measure_reach
 
 __all__ = [
     "INPUT",
     "OUTPUT",
+    "ExportReport",
+    "Exported",
+    "OnnxNetwork",
+    "calibration_pictures",
     "deviation",
     "operations",
     "quantized",
@@ -160,6 +169,94 @@ def session_of(model: bytes, *, providers: Sequence[str] = ("CPUExecutionProvide
         return runtime.InferenceSession(model, options, providers=list(providers))
     except Exception as error:
         raise InputError(f"ONNX Runtime refuses the model: {error}") from error
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX model as a network, for what measures networks: same input, same output."""
+
+    def __init__(self, model: bytes) -> None:
+        super().__init__()
+        self.session = session_of(model)
+        # Where a network's parameters are is where its input goes: on the CPU.
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the model makes of (1, 4, height, width)."""
+        return torch.from_numpy(self.session.run(None, {INPUT: x.contiguous().numpy()})[0])
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Exported(_Frozen):
+    """One file that was written."""
+
+    path: str
+    """Its name."""
+    what: str
+    """Its form in words."""
+    num_bytes: int
+    """Its size."""
+    operations: dict[str, int]
+    """How often which operation occurs, the most frequent first."""
+    deviation: float | None = None
+    """Largest difference to the network on random sizes, for pictures in [0, 1]."""
+    metrics: dict[str, float] | None = None
+    """psnr_x100, ssim_x100 and so on: means over the test pictures."""
+
+
+class ExportReport(_Frozen):
+    """What `eslkit-tsdn export` wrote, and how it compares with the network."""
+
+    version: Literal[1] = 1
+    """Version of this form."""
+    weights: str
+    """Where the weights came from."""
+    network: str
+    """The network in words."""
+    multiple: int
+    """Height and width must be multiples of this."""
+    metrics: dict[str, float] | None = None
+    """psnr_x100 and so on of the network itself."""
+    files: tuple[Exported, ...]
+    """What was written."""
+
+
+def calibration_pictures(
+    files: Sequence[Path] = (), *, multiple: int, largest: int = 256
+) -> list[NDArray[np.float32]]:
+    """Noisy pictures whose activations fix the ranges of integer arithmetic.
+
+    Args:
+        files: camera files, each amplified as `choose_ratio` says; without any, the packaged
+            training photographs with the noise of a Sony A7S II at the ratios 100, 250 and 300.
+        multiple: sides are cut to multiples of this.
+        largest: the centre of at most this many packed pixels a side is used.
+
+    Returns:
+        Pictures of shape (1, 4, height, width) in [0, 1].
+
+    Raises:
+        InputError: a file that cannot be read, or is too small.
+    """
+    if not files:
+        train, _ = split(packaged_photos())
+        pairs = test_pairs(train, seed=1, largest=largest, multiple=multiple)
+        return [pair.noisy.numpy() for pair in pairs]
+    pictures: list[NDArray[np.float32]] = []
+    for file in files:
+        raw = read_raw(file)
+        planes = np.minimum(normalize(raw) * np.float32(choose_ratio(raw).ratio), 1.0)
+        height, width = planes.shape[1:]
+        rows, columns = (min(side, largest) // multiple * multiple for side in (height, width))
+        if not rows or not columns:
+            raise InputError(
+                f"{file} is too small to calibrate on: {height}x{width} packed pixels."
+            )
+        top, left = (height - rows) // 2, (width - columns) // 2
+        pictures.append(planes[None, :, top : top + rows, left : left + columns].copy())
+    return pictures
 
 
 def deviation(
