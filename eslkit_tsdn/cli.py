@@ -10,6 +10,7 @@ from eslkit_tsdn.commands.denoise import denoise
 from eslkit_tsdn.commands.export import export
 from eslkit_tsdn.commands.prepare import prepare
 from eslkit_tsdn.commands.reproduce import reproduce
+from eslkit_tsdn.commands.train import train
 from eslkit_tsdn.commands.verify import verify
 
 __all__ = ["app"]
@@ -35,6 +36,7 @@ for command in (
     export,
     prepare,
     reproduce,
+    train,
     verify,
 ):
     app.command()(command)

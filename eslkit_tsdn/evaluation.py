@@ -9,13 +9,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eslkit.errors import InputError
 from eslkit_tsdn.data.crops import seeded
+from eslkit_tsdn.data.pairs import TestPair
 from eslkit_tsdn.data.photos import Photo
 from eslkit_tsdn.metrics import Protocol, eld_protocol, plain_protocol, residual_noise
 from eslkit_tsdn.models import TSDN
@@ -25,7 +24,6 @@ __all__ = [
     "TEST_RATIOS",
     "Measured",
     "Restore",
-    "TestPair",
     "evaluate",
     "evaluate_input",
     "means",
@@ -41,26 +39,6 @@ TEST_RATIOS = (100, 250, 300)
 
 Restore = Callable[[nn.Module, Tensor], Tensor]
 """(network, noisy) -> restored, each (batch, 4, h, w); the restored one on the CPU."""
-
-
-@dataclass(frozen=True, eq=False)
-class TestPair:
-    """A noisy short exposure, amplified, and the clean long one of the same scene."""
-
-    __test__ = False  # not a test of pytest's
-
-    name: str
-    """Where it comes from."""
-    ratio: int
-    """Exposure ratio, to a whole number; the noisy picture is amplified by the exact one."""
-    noisy: Tensor
-    """(1, 4, h, w) float32 in [0, 1], order R, G1, B, G2."""
-    clean: Tensor
-    """(1, 4, h, w) float32 in [0, 1]."""
-    white_balance: tuple[float, float, float]
-    """Gains of R, G, B that make grey grey, G = 1."""
-    color_matrix: NDArray[np.float64] | None
-    """3x3, white-balanced camera colours to linear sRGB; None where unknown."""
 
 
 @dataclass(frozen=True)
@@ -206,19 +184,25 @@ def measured(
         yield Measured(pair.name, pair.ratio, _floats(values))
 
 
-def evaluate(network: nn.Module, pairs: Iterable[TestPair]) -> dict[str, float]:
+def evaluate(
+    network: nn.Module,
+    pairs: Iterable[TestPair],
+    *,
+    compare: Callable[[Tensor, Tensor], Mapping[str, Tensor]] = eld_protocol,
+) -> dict[str, float]:
     """Mean PSNR and SSIM of a network by ELD's protocol (facts, section 11).
 
     Args:
         network: gives one image of the shape of its input in inference.
         pairs: what to test on, cut to the centre where that is wanted; each is read once.
+        compare: (output, target) -> values by name, instead of PSNR and SSIM.
 
     Returns:
         `psnr_x100`, `ssim_x100` and so on for every ratio in `pairs`, in dB and in 0 to 1;
         the arithmetic mean over the pictures.
     """
     return means(
-        Measured(pair.name, pair.ratio, _floats(eld_protocol(restored, pair.clean)))
+        Measured(pair.name, pair.ratio, _floats(compare(restored, pair.clean)))
         for pair in pairs
         for restored in (restore(network, pair.noisy),)
     )

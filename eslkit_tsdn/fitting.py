@@ -35,7 +35,7 @@ from eslkit_tsdn.data.source import Source
 from eslkit_tsdn.losses import Loss
 from eslkit_tsdn.training import DenoisingModule, SourceDataModule
 
-__all__ = ["Listener", "Training", "fit"]
+__all__ = ["Listener", "Training", "accelerator", "fit"]
 
 Listener = Callable[[int, float], None]
 """Told (updates made, loss of the last): every update on a CPU, every `TOLD_EVERY` on a GPU."""
@@ -134,7 +134,7 @@ def fit(
         **budget.model_dump(exclude={"precision"}),
     )
     every = checkpoint_every or max(50, budget.iterations // 200)
-    watching = _Watch(listener, accelerated=_accelerator(machine) != "cpu")
+    watching = _Watch(listener, accelerated=accelerator(machine) != "cpu")
     with seeded(seed + rank()), _only(network, chosen), _as_it_came(network):
         metrics = fit_resumably(
             lambda: _trainer(budget, machine, folder, [*callbacks, watching]),
@@ -156,7 +156,7 @@ def _trainer(
     return Trainer(
         max_steps=budget.iterations,
         max_epochs=-1,
-        accelerator=_accelerator(machine),
+        accelerator=accelerator(machine),
         devices=machine.devices,
         num_nodes=machine.num_nodes,
         strategy=machine.strategy,
@@ -171,7 +171,12 @@ def _trainer(
     )
 
 
-def _accelerator(machine: Machine) -> str:
+def accelerator(machine: Machine) -> str:
+    """Lightning's name of the device that a training runs on.
+
+    Raises:
+        InputError: it is not there.
+    """
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "device=cuda, but this PyTorch sees no CUDA GPU: train on the CPU (device=cpu), or "

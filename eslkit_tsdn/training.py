@@ -91,8 +91,11 @@ class DenoisingModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def on_fit_start(self) -> None:
-        """Channels last: convolutions of this size take two thirds of the time, on CPUs too."""
+    def setup(self, stage: str) -> None:
+        """Channels last: convolutions of this size take two thirds of the time, on CPUs too.
+
+        Here, before processes that train together agree on the layout of gradients.
+        """
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,29 +53,15 @@ def demo(
 
 def run(given: dict[str, Any], *, out: Path, processes: int | None, fresh: bool) -> None:
     """The demo with some settings given; torch is imported here, after --help."""
-    from pydantic import ValidationError
     from rich.console import Console
 
-    from eslkit.errors import InputError
+    from eslkit_tsdn.commands.checked import checked
     from eslkit_tsdn.demo.command import run_demo
     from eslkit_tsdn.demo.settings import DemoSettings
 
-    try:
-        settings = DemoSettings(**given)
-    except ValidationError as error:
-        raise InputError(
-            f"A setting cannot be used: {'; '.join(map(told, error.errors()))}."
-        ) from error
+    settings = checked(DemoSettings, given)
     console = Console()
     began = time.monotonic()
     run_demo(settings, out=out, processes=processes, fresh=fresh, console=console)
     seconds = time.monotonic() - began
     typer.echo(f"{out / 'report.html'} shows it all ({seconds:.0f} s).")
-
-
-def told(problem: Mapping[str, Any]) -> str:
-    """One problem that pydantic found."""
-    place = ".".join(map(str, problem["loc"]))
-    if not place:
-        return str(problem["ctx"]["error"])
-    return f"{place}: {problem['msg']}, got {problem['input']!r}"

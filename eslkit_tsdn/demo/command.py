@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -15,18 +15,20 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from eslkit.errors import InputError, StoreError
-from eslkit.files import check_free_space, write_atomically
+from eslkit.files import write_atomically
 from eslkit.store import RunStore
+from eslkit_tsdn.data.pairs import TestPair
 from eslkit_tsdn.data.photos import Photo, packaged_photos, photos_digest, raw_photos, split
 from eslkit_tsdn.demo.progress import DemoProgress, Work, say
 from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, Row
 from eslkit_tsdn.demo.table import results_table
 from eslkit_tsdn.demo.verdict import against_long, against_scratch
-from eslkit_tsdn.evaluation import TestPair, evaluate_input, test_pairs
+from eslkit_tsdn.evaluation import evaluate_input, test_pairs
+from eslkit_tsdn.run_folder import SETTINGS, claim_folder, read_settings
 
 __all__ = ["run_demo"]
 
-SETTINGS, RESULTS, REPORT = "settings.json", "results.json", "report.html"
+RESULTS, REPORT = "results.json", "report.html"
 
 
 def run_demo(
@@ -56,7 +58,7 @@ def run_demo(
     processes = usable(processes)
     photos = read_photos(settings)
     settings = settings.model_copy(update={"photos": photos_digest(photos)})
-    take_folder(out, settings, fresh=fresh, console=console)
+    claim_folder(out, settings, what="demo", fresh=fresh, say=partial(say, console))
     results = finished_results(out, settings)
     if results is None:
         results = train_and_report(settings, photos, out=out, processes=processes, console=console)
@@ -99,65 +101,11 @@ def prepared(out: Path) -> tuple[DemoSettings, tuple[Photo, ...], tuple[TestPair
         EslError: settings or photographs are not what they were.
     """
     torch.set_num_threads(1)
-    settings = read_settings(out / SETTINGS)
+    settings = read_settings(out / SETTINGS, DemoSettings, what="demo")
     photos = read_photos(settings)
     if photos_digest(photos) != settings.photos:
         raise StoreError(f"The photographs have changed since {out} was begun; use --fresh.")
     return settings, *divided(settings, photos)
-
-
-def take_folder(out: Path, settings: DemoSettings, *, fresh: bool, console: Console) -> None:
-    """Make the folder, or see to it that the run in it is this one.
-
-    Raises:
-        StoreError: it holds a run with other settings, or something else, or cannot be
-            written.
-    """
-    path = out / SETTINGS
-    if fresh and out.exists():
-        aside = out.with_name(f"{out.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        move_aside(out, aside)
-        say(console, f"The earlier run is now {aside}.")
-    if path.exists():
-        differing = differences(read_settings(path), settings)
-        if differing:
-            raise StoreError(
-                f"{out} holds a demo with other settings ({differing}). Use those again, choose "
-                "another folder with --out, or move the old run aside with --fresh."
-            )
-        return
-    if out.is_dir() and any(file.suffix != ".part" for file in out.iterdir()):
-        raise StoreError(f"{out} is not empty and holds no demo. Choose another folder with --out.")
-    write_atomically(path, settings.model_dump_json(indent=2).encode())
-    check_free_space(out, 100 * 2**20)
-
-
-def move_aside(out: Path, aside: Path) -> None:
-    """Rename a folder, or say why it cannot be."""
-    try:
-        out.rename(aside)
-    except OSError as error:
-        raise StoreError(f"{out} cannot be moved to {aside} ({error.strerror}).") from error
-
-
-def read_settings(path: Path) -> DemoSettings:
-    """The settings of the run in a folder."""
-    try:
-        return DemoSettings.model_validate_json(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise StoreError(
-            f"{path} cannot be read as a demo's settings ({type(error).__name__}). It was changed "
-            "or written by another version; choose another folder with --out, or use --fresh."
-        ) from error
-
-
-def differences(old: DemoSettings, new: DemoSettings) -> str:
-    """The fields in which two settings differ, as `iterations 600, now 300`."""
-    before, after = old.model_dump(), new.model_dump()
-    names = [name for name in before if before[name] != after[name]]
-    if names == ["photos"]:
-        return "the photographs have changed"
-    return "; ".join(f"{n} {before[n]}, now {after[n]}" for n in names if n != "photos")
 
 
 def finished_results(out: Path, settings: DemoSettings) -> DemoResults | None:

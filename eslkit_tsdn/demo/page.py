@@ -12,11 +12,12 @@ from torch import Tensor
 
 from eslkit.draw import draw_plan
 from eslkit.report import Section, Series, curve_svg, picture_row, report, table_html
+from eslkit_tsdn.data.pairs import TestPair
 from eslkit_tsdn.demo.runs import Runs, at_table_size
 from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults
 from eslkit_tsdn.demo.table import row_cells
 from eslkit_tsdn.demo.verdict import against_long, against_scratch
-from eslkit_tsdn.evaluation import TestPair, restore
+from eslkit_tsdn.evaluation import restore
 from eslkit_tsdn.metrics import eld_protocol, psnr
 from eslkit_tsdn.raw import render
 

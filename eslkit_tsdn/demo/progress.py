@@ -51,6 +51,8 @@ class Work:
     """Multiply-accumulates of one forward pass; time is guessed from it."""
     lane: int = 0
     """Trainings of one lane follow each other; lanes run beside each other."""
+    label: str = ""
+    """What a bar is called; the demo's own label of the name where it is empty."""
 
 
 @dataclass
@@ -122,7 +124,7 @@ class DemoProgress:
         """This training starts, or goes on."""
         with self.lock:
             work = self.works[name]
-            task = self.bar.add_task(label(name), total=work.iterations, state="")
+            task = self.bar.add_task(work.label or label(name), total=work.iterations, state="")
             self.running[name] = _Running(work, task, began=time.monotonic())
 
     def update(self, name: str, iteration: int, loss: float) -> None:

@@ -21,11 +21,12 @@ from eslkit.trainer import StepContext
 from eslkit.words import describe
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.crops import BatchSource
+from eslkit_tsdn.data.pairs import TestPair
 from eslkit_tsdn.data.photos import Photo
 from eslkit_tsdn.demo.progress import DemoProgress, Listener, Work
 from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoSettings, Row
 from eslkit_tsdn.demo.worker import ScratchWorker
-from eslkit_tsdn.evaluation import TestPair, evaluate
+from eslkit_tsdn.evaluation import evaluate
 from eslkit_tsdn.fitting import fit
 from eslkit_tsdn.models import TSDN
 
@@ -34,6 +35,7 @@ __all__ = [
     "at_table_size",
     "baseline",
     "esl_schedule",
+    "follow",
     "small_network",
     "train_all",
     "train_scratch",
@@ -198,7 +200,7 @@ def train_all(
         result = esl.run(
             DemoTrainer(settings, tuple(train), pairs, progress, worker),
             out=out / "esl",
-            callbacks=[_follow(progress)],
+            callbacks=[follow(progress)],
         )
         if worker is not None:
             worker.join()
@@ -234,7 +236,7 @@ def train_scratch(
             surgery=lambda network, step: network,
             trainer=DemoTrainer(settings, tuple(train), pairs, listener),
             store=RunStore(out / name),
-            callbacks=[_follow(listener)],
+            callbacks=[follow(listener)],
         )
         [row] = _rows(plan, records)
         trained[name] = network, row
@@ -296,10 +298,10 @@ def at_table_size(plan: Plan) -> Plan:
     return plan.model_copy(update=scaled)
 
 
-def _follow(listener: Listener) -> Callable[[Event], None]:
-    """Tells the listener what happens in a run."""
+def follow(listener: Listener) -> Callable[[Event], None]:
+    """What tells a listener of the steps of a run that begin and end."""
 
-    def follow(event: Event) -> None:
+    def told(event: Event) -> None:
         if event.kind == "resumed":
             listener.keep(event.step.name)
         elif event.kind == "started":
@@ -307,4 +309,4 @@ def _follow(listener: Listener) -> Callable[[Event], None]:
         elif event.kind == "finished" and event.record is not None:
             listener.end(event.step.name, event.record.metrics)
 
-    return follow
+    return told

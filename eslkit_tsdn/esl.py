@@ -1,0 +1,262 @@
+"""Expand-Shrink-Learning of a denoiser: a schedule whose every step is trained by `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+
+from eslkit.driver import Event
+from eslkit.errors import InputError
+from eslkit.paper import paper
+from eslkit.schedule import Result, Schedule, schedule
+from eslkit.trainer import StepContext
+from eslkit_tsdn.budget import Budget, Machine
+from eslkit_tsdn.data.source import Source
+from eslkit_tsdn.fitting import Listener, fit
+from eslkit_tsdn.journal import Validate
+from eslkit_tsdn.models import TSDN
+
+__all__ = ["FitTrainer", "MakeSource", "fit_in_turn", "train_esl", "train_once"]
+
+MakeSource = Callable[[StepContext], Source]
+"""Step -> its training batches."""
+
+
+class Fit(Protocol):
+    """`fit`, or another function that is called like it."""
+
+    def __call__(
+        self,
+        network: nn.Module,
+        source: Source,
+        *,
+        budget: Budget,
+        seed: int,
+        folder: Path | None,
+        listener: Listener | None,
+        machine: Machine | None,
+        callbacks: Sequence[Callback],
+        checkpoint_every: int | None,
+    ) -> dict[str, float]:
+        """Train a network in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitTrainer:
+    """Trains the steps of a schedule through `fit`, and validates after each."""
+
+    source: Source | MakeSource
+    """The batches of all steps, or a function of the step that gives its batches."""
+    budget: Budget
+    """Of every step that does not say how many iterations it has."""
+    validate: Validate | None = None
+    """Network -> metrics of the step."""
+    machine: Machine | None = None
+    """Where it runs."""
+    listener: Callable[[StepContext, int, float], None] | None = None
+    """Told the step, updates made and the loss."""
+    callbacks: Callable[[StepContext], Sequence[Callback]] | None = None
+    """Step -> Lightning's own callbacks."""
+    method: Fit = fit
+    """What trains a network."""
+    checkpoint_every: int | None = None
+    """As for `fit`."""
+
+    def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
+        """Train the network of a step in place.
+
+        Returns:
+            `loss`, and what validation gave.
+        """
+        source = self.source(step) if callable(self.source) else self.source
+        iterations = step.iterations or self.budget.iterations
+        losses = self.method(
+            model,
+            source,
+            budget=self.budget.model_copy(update={"iterations": iterations}),
+            seed=step.seed,
+            folder=step.folder,
+            listener=None if self.listener is None else partial(self.listener, step),
+            machine=self.machine,
+            callbacks=self.callbacks(step) if self.callbacks else (),
+            checkpoint_every=self.checkpoint_every,
+        )
+        return {**losses, **(self.validate(model) if self.validate else {})}
+
+
+def train_esl(
+    model: nn.Module,
+    source: Source | MakeSource,
+    *,
+    budget: Budget,
+    out: Path | None = None,
+    validate: Validate | None = None,
+    machine: Machine | None = None,
+    row: str | None = None,
+    seed: int = 0,
+    trainer: FitTrainer | None = None,
+    followers: Sequence[Callable[[Event], None]] = (),
+    **options: Any,
+) -> Result:
+    """Expand a network, train it, shrink it back step by step, training after each.
+
+    Args:
+        model: the small network; it is not touched.
+        source: the batches of all trainings, or a function of the step that gives its batches.
+        budget: of each training.
+        out: the run's folder, one step per training; the same call goes on there.
+        validate: network -> metrics, after every training.
+        machine: where it runs; a GPU if there is one.
+        row: a name of the paper's Tables III and IV, for `eslkit.paper`; None for the whole fine
+            schedule of `eslkit.schedule`, which is the paper's `ESL3`.
+        seed: of the whole schedule.
+        trainer: trains the steps instead of a `FitTrainer` made of the arguments above.
+        followers: told of every step that begins and ends.
+        **options: further ones of `eslkit.schedule` or `eslkit.paper`, such as `width`, `depth`,
+            `init` or `granularity`.
+
+    Returns:
+        The small network with its new weights, and the record of every training.
+
+    Raises:
+        EslError: the network cannot be expanded, the folder holds another run, or a training
+            diverged.
+    """
+    planned = plan_esl(model, source, budget=budget, row=row, seed=seed, **options)
+    trainer = trainer or FitTrainer(source, budget, validate, machine)
+    return planned.run(trainer, out=out, callbacks=followers)
+
+
+def train_once(
+    model: nn.Module,
+    source: Source | MakeSource,
+    *,
+    budget: Budget,
+    out: Path | None = None,
+    validate: Validate | None = None,
+    machine: Machine | None = None,
+    seed: int = 0,
+    trainer: FitTrainer | None = None,
+    followers: Sequence[Callable[[Event], None]] = (),
+    **options: Any,
+) -> Result:
+    """Train a network as it is, in a run's folder like those of `train_esl`.
+
+    It is the paper's `ESL4`: a schedule of a single training. The arguments are those of
+    `train_esl`.
+    """
+    return train_esl(
+        model,
+        source,
+        budget=budget,
+        out=out,
+        validate=validate,
+        machine=machine,
+        row="ESL4",
+        seed=seed,
+        trainer=trainer,
+        followers=followers,
+        **options,
+    )
+
+
+def plan_esl(
+    model: nn.Module,
+    source: Source | MakeSource,
+    *,
+    budget: Budget,
+    row: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Schedule:
+    """The schedule that `train_esl` runs with these arguments; planned on a single crop."""
+    side = 64 if callable(source) else max(64, min(source.crop, 128))
+    options = {"example_inputs": torch.zeros(1, 4, side, side), **options}
+    if row is None:
+        return schedule(model, iterations=budget.iterations, seed=seed, **options)
+    return paper(model, row, iterations=budget.iterations, seed=seed, **options)
+
+
+class _UpTo(nn.Module):
+    """The first stages of a network; only the image of the last of them is given."""
+
+    def __init__(self, stages: nn.ModuleList) -> None:
+        super().__init__()
+        self.stages = stages
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+def fit_in_turn(
+    network: nn.Module,
+    source: Source,
+    *,
+    budget: Budget,
+    seed: int = 0,
+    folder: Path | None = None,
+    listener: Listener | None = None,
+    machine: Machine | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_every: int | None = None,
+) -> dict[str, float]:
+    """Train the stages of a TSDN one after the other, each behind those that are finished.
+
+    The paper's TSDN3. A stage's loss is the L1 of its own image alone, and only its own weights
+    are updated; the finished stages before it stay as they are.
+
+    Args:
+        network: a `TSDN`, trained in place.
+        source: training batches, the same for every stage.
+        budget: of each stage; `weights` do not count.
+        seed: as for `fit`, and so are all other arguments. The listener counts through all stages,
+            the callbacks see the last one.
+        folder: gets one folder for each stage.
+        listener: is told how far it is.
+        machine: where it runs.
+        callbacks: Lightning's own.
+        checkpoint_every: updates between checkpoints.
+
+    Returns:
+        `loss` of the last stage.
+
+    Raises:
+        InputError: the network has no stages.
+    """
+    if not isinstance(network, TSDN):
+        raise InputError(
+            f"A {type(network).__name__} has no stages to be trained one after the other; pass a "
+            "TSDN."
+        )
+    losses: dict[str, float] = {}
+    for index in range(len(network.stages)):
+        stage, last = f"stages.{index}.", index == len(network.stages) - 1
+        done = index * budget.iterations
+
+        def tell(iteration: int, loss: float, done: int = done) -> None:
+            if listener is not None:
+                listener(done + iteration, loss)
+
+        losses = fit(
+            _UpTo(network.stages[: index + 1]),
+            source,
+            budget=budget.model_copy(update={"weights": None}),
+            seed=seed,
+            folder=None if folder is None else folder / f"stage{index + 1}",
+            listener=tell,
+            trainable=lambda name, stage=stage: name.startswith(stage),
+            machine=machine,
+            callbacks=callbacks if last else (),
+            checkpoint_every=checkpoint_every,
+        )
+    return losses
