@@ -8,6 +8,7 @@ from eslkit_tsdn.commands.complexity import complexity
 from eslkit_tsdn.commands.demo import demo
 from eslkit_tsdn.commands.denoise import denoise
 from eslkit_tsdn.commands.export import export
+from eslkit_tsdn.commands.evaluate import evaluate
 from eslkit_tsdn.commands.prepare import prepare
 from eslkit_tsdn.commands.reproduce import reproduce
 from eslkit_tsdn.commands.train import train
@@ -33,6 +34,7 @@ for command in (
     complexity,
     demo,
     denoise,
+    evaluate,
     export,
     prepare,
     reproduce,

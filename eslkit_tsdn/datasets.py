@@ -89,6 +89,7 @@ class Photographs:
         largest: int | None = None,
         gain: float | None = None,
         multiple: int = 16,
+        drop_misaligned: bool = False,
     ) -> Sequence[TestPair]:
         """The test pictures at x100, x250 and x300, never trained on.
 
@@ -97,6 +98,7 @@ class Photographs:
             largest: the centre of so many packed pixels a side; None for all of them.
             gain: system gain K of the noise in DN per electron; None draws one per picture.
             multiple: sides are cut to multiples of this, so that networks can halve them.
+            drop_misaligned: does not count: no picture is misaligned with itself.
 
         Raises:
             InputError: a split was asked for; photographs have none.
@@ -155,6 +157,7 @@ class StoredSid:
         largest: int | None = None,
         gain: float | None = None,
         multiple: int = 16,
+        drop_misaligned: bool = False,
     ) -> Sequence[TestPair]:
         """Real pairs of a named split, read when they are asked for.
 
@@ -163,11 +166,18 @@ class StoredSid:
             largest: the centre of so many packed pixels a side; None for whole frames.
             gain: does not count: the noise is real.
             multiple: sides are cut to multiples of this.
+            drop_misaligned: leave out SID's three misaligned scenes.
 
         Raises:
             InputError: no such split, or none of its pairs in the store.
         """
-        return StoredPairs(self.store, split=split or "eld15", crop=largest, multiple=multiple)
+        return StoredPairs(
+            self.store,
+            split=split or "eld15",
+            crop=largest,
+            multiple=multiple,
+            drop_misaligned=drop_misaligned,
+        )
 
     def _source(
         self, *, batch_size: int, crop: int, seed: int | str, gain: float | None

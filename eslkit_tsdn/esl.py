@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,10 @@ __all__ = ["FitTrainer", "MakeSource", "fit_in_turn", "train_esl", "train_once"]
 
 MakeSource = Callable[[StepContext], Source]
 """Step -> its training batches."""
+
+
+ONCE = "ESL4"
+"""The paper's row of a single training."""
 
 
 class Fit(Protocol):
@@ -150,8 +154,8 @@ def train_once(
 ) -> Result:
     """Train a network as it is, in a run's folder like those of `train_esl`.
 
-    It is the paper's `ESL4`: a schedule of a single training. The arguments are those of
-    `train_esl`.
+    A schedule of a single training, the paper's `ESL4`, that begins with the weights that the
+    network has. The arguments are those of `train_esl`.
     """
     return train_esl(
         model,
@@ -160,7 +164,7 @@ def train_once(
         out=out,
         validate=validate,
         machine=machine,
-        row="ESL4",
+        row=ONCE,
         seed=seed,
         trainer=trainer,
         followers=followers,
@@ -182,7 +186,12 @@ def plan_esl(
     options = {"example_inputs": torch.zeros(1, 4, side, side), **options}
     if row is None:
         return schedule(model, iterations=budget.iterations, seed=seed, **options)
-    return paper(model, row, iterations=budget.iterations, seed=seed, **options)
+    planned = paper(model, row, iterations=budget.iterations, seed=seed, **options)
+    if row != ONCE:
+        return planned
+    # The paper's row begins with random weights; here the model's own are what is trained.
+    steps = (planned.plan.steps[0].model_copy(update={"init": "preserve"}),)
+    return replace(planned, plan=planned.plan.model_copy(update={"steps": steps}))
 
 
 class _UpTo(nn.Module):

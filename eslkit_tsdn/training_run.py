@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file
 
 from eslkit.errors import InputError
 from eslkit.plan import Plan, Step
@@ -172,7 +173,10 @@ def run_training(
         claim_folder(out, settings, what="training", fresh=fresh, say=tell)
     preset, budget = settings.preset, settings.budget
     pairs = dataset.pairs(
-        split=settings.validation, largest=preset.largest, gain=preset.gain, multiple=32
+        split=settings.validation,
+        largest=preset.largest,
+        gain=preset.gain,
+        multiple=_multiple(settings),
     )
     model = build_network(settings.model, widths=preset.widths, seed=settings.seed)
     first = _source(settings, dataset, index=1)
@@ -195,6 +199,12 @@ def run_training(
 
 
 _ONCE: dict[str, Any] = {"row": "ESL4"}
+
+
+def _multiple(settings: TrainSettings) -> int:
+    """What sides must be divisible by for all networks of a run: they halve so often at most."""
+    halvings = len(settings.preset.widths) + settings.esl
+    return 2 ** max(halvings, 4 if settings.model in ("nbnet", "deamnet") else 0)
 
 
 def _source(settings: TrainSettings, dataset: Dataset, *, index: int) -> Source:
@@ -284,7 +294,12 @@ def _in_words(measures: Mapping[str, float]) -> str:
 
 
 def _keep(settings: TrainSettings, result: Result, *, out: Path) -> Path | None:
-    """The network as one file beside the run."""
+    """The network as one file beside the run; one that is there already stays."""
+    path = out / NETWORK_FILE
+    if path.is_file():
+        kept, now = load_file(path), result.model.state_dict()
+        if kept.keys() == now.keys() and all(torch.equal(kept[key], now[key]) for key in now):
+            return path
     figures = result.records[-1].metrics
     metadata = {
         "trained_by": "eslkit-tsdn train",
@@ -293,10 +308,10 @@ def _keep(settings: TrainSettings, result: Result, *, out: Path) -> Path | None:
         **{f"version_{name}": value for name, value in result.records[-1].versions.items()},
     }
     try:
-        save_network(result.model, out / NETWORK_FILE, metadata=metadata)
+        save_network(result.model, path, metadata=metadata)
     except InputError:  # a form that no file names yet: the run's own folder has the weights
         return None
-    return out / NETWORK_FILE
+    return path
 
 
 def validation_table(trained: Trained, settings: TrainSettings) -> Table:

@@ -1,0 +1,123 @@
+"""Schedules trained by `fit`, and stages trained one after the other."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from eslkit.errors import InputError, StoreError
+from eslkit.store import RunStore
+from eslkit_tsdn.budget import Budget, Machine
+from eslkit_tsdn.data.crops import BatchSource
+from eslkit_tsdn.esl import FitTrainer, fit_in_turn, train_esl, train_once
+from eslkit_tsdn.fitting import fit
+from eslkit_tsdn.models import TSDN, UNet
+from tests.eslkit_tsdn.fakes import drawn_photos
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+BUDGET = Budget(iterations=3, lr=1e-2)
+CPU = Machine(device="cpu")
+
+
+def source(seed: int = 0) -> BatchSource:
+    return BatchSource(drawn_photos(2), batch_size=2, crop=8, gain=4.0, seed=seed)
+
+
+def network(stages: int = 2) -> TSDN:
+    torch.manual_seed(3)
+    return TSDN((2, 3), stages)
+
+
+def same_bits(one: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value, theirs[key]) for key, value in one.state_dict().items())
+
+
+def bias(model: nn.Module) -> dict[str, float]:
+    return {"bias": model.stages[0].out.bias[0].item()}
+
+
+def test_trained_once_is_fit_in_a_run_s_folder(tmp_path):
+    expected = network()
+    losses = fit(expected, source(), budget=BUDGET, machine=CPU)
+    go = partial(train_once, network(), source(), budget=BUDGET, machine=CPU, validate=bias)
+    result = go(out=tmp_path / "run")
+    assert same_bits(result.model, expected)
+    (record,) = result.records
+    assert record.metrics == {**losses, **bias(expected)}
+    assert same_bits(go(out=tmp_path / "run").model, expected)  # read
+    with pytest.raises(StoreError, match="iterations"):
+        go(out=tmp_path / "run", budget=Budget(iterations=4, lr=1e-2))
+
+
+def test_the_whole_schedule_ends_in_the_small_network_again(tmp_path):
+    start, seen, told = network(1), list[int](), list[tuple[str, int]]()
+
+    def batches(step):
+        seen.append(step.index)
+        return source(step.index)
+
+    trainer = FitTrainer(
+        batches,
+        BUDGET,
+        machine=CPU,
+        listener=lambda step, done, loss: told.append((step.name, done)),
+    )
+    result = train_esl(start, source(), budget=BUDGET, out=tmp_path / "run", trainer=trainer)
+    assert [record.name for record in result.records] == "EL CSL1 CSL2 CSL3 LSL1 LSL2".split()
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert told[-3:] == [("LSL2", 1), ("LSL2", 2), ("LSL2", 3)]
+    shapes = {key: value.shape for key, value in start.state_dict().items()}
+    assert {key: value.shape for key, value in result.model.state_dict().items()} == shapes
+    assert same_bits(start, network(1))
+
+    def stop(step, done, loss):
+        if (step.name, done) == ("CSL3", 2):
+            raise KeyboardInterrupt("now")
+
+    parts = partial(train_esl, network(1), source(), budget=BUDGET, out=tmp_path / "parts")
+    make = partial(FitTrainer, batches, BUDGET, machine=CPU, checkpoint_every=1)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        parts(trainer=make(listener=stop))
+    assert RunStore(tmp_path / "parts").num_finished() == 3
+    told.clear()
+    again = parts(trainer=make(listener=trainer.listener))
+    assert same_bits(again.model, result.model)
+    assert told[0] == ("CSL3", 2)
+
+
+def test_a_row_of_the_paper_s_tables():
+    result = train_esl(network(1), source(), budget=BUDGET, machine=CPU, row="ESL5", seed=1)
+    first, _ = result.records
+    assert first.name == "EL"
+
+
+def test_stages_in_turn_are_each_trained_behind_finished_ones(tmp_path):
+    model, told = network(), list[int]()
+    alone = UNet((2, 3))
+    alone.load_state_dict(model.stages[0].state_dict())
+    fit(alone, source(), budget=BUDGET, machine=CPU)
+    second = network()
+    second.stages[0].load_state_dict(alone.state_dict())
+    last = fit(
+        second,
+        source(),
+        budget=BUDGET.model_copy(update={"weights": (0.0, 1.0)}),
+        trainable=lambda name: name.startswith("stages.1."),
+        machine=CPU,
+    )
+    go = partial(fit_in_turn, source=source(), budget=BUDGET, machine=CPU, folder=tmp_path)
+    losses = go(model, listener=lambda done, loss: told.append(done))
+    assert same_bits(model.stages[0], alone)
+    assert same_bits(model, second)
+    assert losses == last
+    assert told == [1, 2, 3, 4, 5, 6]
+    read = network()
+    assert go(read, listener=lambda done, loss: told.append(done)) == losses
+    assert same_bits(read, model) and len(told) == 6
+    with pytest.raises(InputError, match="A UNet has no stages"):
+        fit_in_turn(alone, source(), budget=BUDGET)
