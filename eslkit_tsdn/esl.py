@@ -10,10 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor, nn
+from torch import nn
 
 from eslkit.driver import Event
-from eslkit.errors import InputError
 from eslkit.paper import paper
 from eslkit.schedule import Result, Schedule, schedule
 from eslkit.trainer import StepContext
@@ -21,9 +20,8 @@ from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.source import Source
 from eslkit_tsdn.fitting import Listener, fit
 from eslkit_tsdn.journal import Validate
-from eslkit_tsdn.models import TSDN
 
-__all__ = ["FitTrainer", "MakeSource", "fit_in_turn", "train_esl", "train_once"]
+__all__ = ["FitTrainer", "MakeSource", "plan_esl", "train_esl", "train_once"]
 
 MakeSource = Callable[[StepContext], Source]
 """Step -> its training batches."""
@@ -181,7 +179,14 @@ def plan_esl(
     seed: int = 0,
     **options: Any,
 ) -> Schedule:
-    """The schedule that `train_esl` runs with these arguments; planned on a single crop."""
+    """The schedule that `train_esl` runs with the same arguments.
+
+    Returns:
+        The schedule, planned on a single crop.
+
+    Raises:
+        EslError: the network cannot be expanded.
+    """
     side = 64 if callable(source) else max(64, min(source.crop, 128))
     options = {"example_inputs": torch.zeros(1, 4, side, side), **options}
     if row is None:
@@ -192,80 +197,3 @@ def plan_esl(
     # The paper's row begins with random weights; here the model's own are what is trained.
     steps = (planned.plan.steps[0].model_copy(update={"init": "preserve"}),)
     return replace(planned, plan=planned.plan.model_copy(update={"steps": steps}))
-
-
-class _UpTo(nn.Module):
-    """The first stages of a network; only the image of the last of them is given."""
-
-    def __init__(self, stages: nn.ModuleList) -> None:
-        super().__init__()
-        self.stages = stages
-
-    def forward(self, x: Tensor) -> Tensor:
-        for stage in self.stages:
-            x = stage(x)
-        return x
-
-
-def fit_in_turn(
-    network: nn.Module,
-    source: Source,
-    *,
-    budget: Budget,
-    seed: int = 0,
-    folder: Path | None = None,
-    listener: Listener | None = None,
-    machine: Machine | None = None,
-    callbacks: Sequence[Callback] = (),
-    checkpoint_every: int | None = None,
-) -> dict[str, float]:
-    """Train the stages of a TSDN one after the other, each behind those that are finished.
-
-    The paper's TSDN3. A stage's loss is the L1 of its own image alone, and only its own weights
-    are updated; the finished stages before it stay as they are.
-
-    Args:
-        network: a `TSDN`, trained in place.
-        source: training batches, the same for every stage.
-        budget: of each stage; `weights` do not count.
-        seed: as for `fit`, and so are all other arguments. The listener counts through all stages,
-            the callbacks see the last one.
-        folder: gets one folder for each stage.
-        listener: is told how far it is.
-        machine: where it runs.
-        callbacks: Lightning's own.
-        checkpoint_every: updates between checkpoints.
-
-    Returns:
-        `loss` of the last stage.
-
-    Raises:
-        InputError: the network has no stages.
-    """
-    if not isinstance(network, TSDN):
-        raise InputError(
-            f"A {type(network).__name__} has no stages to be trained one after the other; pass a "
-            "TSDN."
-        )
-    losses: dict[str, float] = {}
-    for index in range(len(network.stages)):
-        stage, last = f"stages.{index}.", index == len(network.stages) - 1
-        done = index * budget.iterations
-
-        def tell(iteration: int, loss: float, done: int = done) -> None:
-            if listener is not None:
-                listener(done + iteration, loss)
-
-        losses = fit(
-            _UpTo(network.stages[: index + 1]),
-            source,
-            budget=budget.model_copy(update={"weights": None}),
-            seed=seed,
-            folder=None if folder is None else folder / f"stage{index + 1}",
-            listener=tell,
-            trainable=lambda name, stage=stage: name.startswith(stage),
-            machine=machine,
-            callbacks=callbacks if last else (),
-            checkpoint_every=checkpoint_every,
-        )
-    return losses

@@ -26,13 +26,14 @@ from eslkit_tsdn.data.source import Source
 from eslkit_tsdn.datasets import Dataset, Noise, StoredSid
 from eslkit_tsdn.demo.progress import DemoProgress, Work, say
 from eslkit_tsdn.demo.runs import follow
-from eslkit_tsdn.esl import FitTrainer, fit_in_turn, plan_esl, train_esl
+from eslkit_tsdn.esl import FitTrainer, plan_esl, train_esl
 from eslkit_tsdn.evaluation import evaluate, evaluate_input
 from eslkit_tsdn.fitting import accelerator, fit
 from eslkit_tsdn.journal import Journal
 from eslkit_tsdn.metrics import illuminance_correct, psnr
 from eslkit_tsdn.presets import NETWORKS, Preset, build_network
 from eslkit_tsdn.run_folder import claim_folder
+from eslkit_tsdn.stages import fit_stage_by_stage
 from eslkit_tsdn.weights import NETWORK_FILE, save_network
 
 __all__ = ["TrainSettings", "Trained", "make_settings", "run_training", "validation_table"]
@@ -255,7 +256,7 @@ def _trainer(
         machine=machine,
         listener=lambda step, done, loss: shown.update(step.name, done, loss),
         callbacks=journals,
-        method=fit_in_turn if NETWORKS[settings.model].in_turn else fit,
+        method=fit_stage_by_stage if NETWORKS[settings.model].in_turn else fit,
     )
 
 

@@ -11,20 +11,19 @@ from PIL import Image
 
 from eslkit.errors import InputError
 from eslkit_tsdn import datasets
-from eslkit_tsdn.data.folder import find_dataset
 from eslkit_tsdn.data.pairs import StoredPairs
-from eslkit_tsdn.data.prepare import prepare
 from eslkit_tsdn.data.store import Store
 from eslkit_tsdn.data.store_sources import LongSource, PairSource
 from eslkit_tsdn.datasets import Photographs, StoredSid, open_dataset
 from tests.eslkit_tsdn.fakes import drawn_photos
 from tests.eslkit_tsdn.sid_folder import make_sid
+from tests.eslkit_tsdn.test_store_sources import store_of
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("sid")
-    prepare(find_dataset(make_sid(root / "raw")), root / "store", processes=1)
+    store_of(make_sid(root / "raw"), root / "store")
     return root / "store"
 
 

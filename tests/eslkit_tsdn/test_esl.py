@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from eslkit.errors import InputError, StoreError
+from eslkit.errors import StoreError
 from eslkit.store import RunStore
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.crops import BatchSource
-from eslkit_tsdn.esl import FitTrainer, fit_in_turn, train_esl, train_once
+from eslkit_tsdn.esl import FitTrainer, train_esl, train_once
 from eslkit_tsdn.fitting import fit
-from eslkit_tsdn.models import TSDN, UNet
+from eslkit_tsdn.models import TSDN
 from tests.eslkit_tsdn.fakes import drawn_photos
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -94,30 +94,3 @@ def test_a_row_of_the_paper_s_tables():
     result = train_esl(network(1), source(), budget=BUDGET, machine=CPU, row="ESL5", seed=1)
     first, _ = result.records
     assert first.name == "EL"
-
-
-def test_stages_in_turn_are_each_trained_behind_finished_ones(tmp_path):
-    model, told = network(), list[int]()
-    alone = UNet((2, 3))
-    alone.load_state_dict(model.stages[0].state_dict())
-    fit(alone, source(), budget=BUDGET, machine=CPU)
-    second = network()
-    second.stages[0].load_state_dict(alone.state_dict())
-    last = fit(
-        second,
-        source(),
-        budget=BUDGET.model_copy(update={"weights": (0.0, 1.0)}),
-        trainable=lambda name: name.startswith("stages.1."),
-        machine=CPU,
-    )
-    go = partial(fit_in_turn, source=source(), budget=BUDGET, machine=CPU, folder=tmp_path)
-    losses = go(model, listener=lambda done, loss: told.append(done))
-    assert same_bits(model.stages[0], alone)
-    assert same_bits(model, second)
-    assert losses == last
-    assert told == [1, 2, 3, 4, 5, 6]
-    read = network()
-    assert go(read, listener=lambda done, loss: told.append(done)) == losses
-    assert same_bits(read, model) and len(told) == 6
-    with pytest.raises(InputError, match="A UNet has no stages"):
-        fit_in_turn(alone, source(), budget=BUDGET)

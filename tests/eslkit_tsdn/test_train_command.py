@@ -11,14 +11,13 @@ from typer.testing import CliRunner
 
 from eslkit_tsdn import datasets
 from eslkit_tsdn.cli import app
-from eslkit_tsdn.data.folder import find_dataset
-from eslkit_tsdn.data.prepare import prepare
 from eslkit_tsdn.demo.progress import DemoProgress
 from eslkit_tsdn.measuring import Evaluation
 from eslkit_tsdn.metrics import PROTOCOLS
 from eslkit_tsdn.weights import load_network, read_metadata
 from tests.eslkit_tsdn.fakes import drawn_photos
 from tests.eslkit_tsdn.sid_folder import make_sid
+from tests.eslkit_tsdn.test_store_sources import store_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
@@ -107,7 +106,7 @@ def test_what_cannot_be_trained_is_told_in_a_sentence(tmp_path, words, message):
 
 def test_on_a_store_real_pairs_are_learnt_and_measured(tmp_path):
     store, out = tmp_path / "store", tmp_path / "run"
-    prepare(find_dataset(make_sid(tmp_path / "raw")), store, processes=1)
+    store_of(make_sid(tmp_path / "raw"), store)
     said = train(out, "--epochs", 1, data=store)
     assert "real pairs: 30 updates of 2 crops of 8x8" in said  # 60 crops in an epoch
     assert "on val-first" in said
