@@ -7,8 +7,8 @@ import typer
 from eslkit_tsdn.commands.complexity import complexity
 from eslkit_tsdn.commands.demo import demo
 from eslkit_tsdn.commands.denoise import denoise
-from eslkit_tsdn.commands.export import export
 from eslkit_tsdn.commands.evaluate import evaluate
+from eslkit_tsdn.commands.export import export
 from eslkit_tsdn.commands.prepare import prepare
 from eslkit_tsdn.commands.reproduce import reproduce
 from eslkit_tsdn.commands.train import train
