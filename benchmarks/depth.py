@@ -39,8 +39,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from benchmarks.strangers import networks
+from benchmarks.strangers.trial import call
 from eslkit.errors import DepthError
-from eslkit.graph.export import tensor_leaves
 from eslkit.graph.trace import Traced, trace_fully
 from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
 from eslkit.surgery.inserted import Inserted
@@ -97,12 +97,12 @@ def time_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def doubled(inputs: Any) -> Any:
     """A batch of two, so that batch norm can be trained at a single position."""
     return pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, inputs)
 
 
-def larger(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def larger(inputs: Any) -> Any:
     """Pictures and sounds of twice the side."""
 
     def grown(x: Any) -> Any:
@@ -113,21 +113,21 @@ def larger(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return pytree.tree_map(grown, inputs)
 
 
-def shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[int, ...]]:
+def shapes(model: nn.Module, inputs: Any) -> list[tuple[int, ...]]:
     was = [(module, module.training) for module in model.modules()]
     model.eval()
     with torch.no_grad():
-        made = [tuple(x.shape) for x in tensor_leaves(model(*inputs))]
+        made = [tuple(x.shape) for x in call(model, inputs)]
     for module, training in was:
         module.training = training
     return made
 
 
-def train(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+def train(model: nn.Module, inputs: Any) -> None:
     """One update; the inserted levels must learn."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    outputs = [x for x in tensor_leaves(model(*inputs)) if x.is_floating_point()]
+    outputs = [x for x in call(model, inputs) if x.is_floating_point()]
     sum((x.float() ** 2).mean() for x in outputs if x.requires_grad).backward()
     for level in (m for m in model.modules() if isinstance(m, Inserted)):
         for name, parameter in level.level.named_parameters():
@@ -138,7 +138,7 @@ def train(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def bypassed(model: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
+def bypassed(model: nn.Module, inputs: Any) -> list[str]:
     """Convolutions at the level's resolution that ran before it, and still reach the output.
 
     The level's output is cut off from the gradient: what feeds the bottleneck must then get none.
@@ -166,7 +166,7 @@ def bypassed(model: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
             module.register_forward_hook(note(name))
     for level in levels:
         level.level.register_forward_hook(cut)
-    outputs = [x for x in tensor_leaves(model.train()(*inputs)) if x.requires_grad]
+    outputs = [x for x in call(model.train(), inputs) if x.requires_grad]
     if outputs:
         sum((x.float() ** 2).mean() for x in outputs).backward()
     return [
@@ -176,11 +176,12 @@ def bypassed(model: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
     ]
 
 
-def there_and_back(
-    model: nn.Module, inputs: tuple[Any, ...], levels: int, note: dict[str, Any]
-) -> None:
+def there_and_back(model: nn.Module, inputs: Any, levels: int, note: dict[str, Any]) -> None:
     """Deepen, train, flatten; `note` tells how far it came."""
-    state = {key: value.clone() for key, value in model.state_dict().items()}
+    state = {
+        key: value.clone() if isinstance(value, Tensor) else value
+        for key, value in model.state_dict().items()
+    }
     before = shapes(model, inputs)
     note["stage"] = "deepen"
     big = deepen(model, levels=levels, example_inputs=inputs)
@@ -209,12 +210,14 @@ def there_and_back(
     assert type(big) is type(model), "another class"
     assert list(after) == list(state), "other keys"
     for key, value in state.items():
+        if not isinstance(value, Tensor):
+            continue  # what a model adds to its state
         assert torch.equal(after[key], value) or bool(value.isnan().any()), f"{key} differs"
     note["stage"] = "done"
 
 
 def measure(
-    name: str, make: Callable[[], nn.Module], inputs: tuple[Any, ...], levels: int, limit: int
+    name: str, make: Callable[[], nn.Module], inputs: Any, levels: int, limit: int
 ) -> dict[str, Any]:
     note: dict[str, Any] = {"name": name, "stage": "construct"}
     start = time.process_time()

@@ -99,7 +99,7 @@ def _parameter(
             view = [size if i == axis else 1 for i in range(len(shape))]
             parts.append(torch.arange(first, first + size).reshape(view))
         else:
-            atoms.fix(np.array([first]), "an axis of size 1")
+            atoms.fix(np.arange(first, first + size), "an axis of size 1")
         first += size
     return Value(shape, tuple(parts), weight=True, scales=True, raw=True)
 

@@ -83,12 +83,14 @@ def find_maps(traced: Traced) -> dict[fx.Node, Map]:
         if not isinstance(held, Tensor) or not isinstance(value, Value) or value.weight:
             continue
         axes = {axis for axis in range(len(value.shape)) if value.part_on(axis) is not None}
-        told = _stays(node, found) or (value.given and op_name(node) not in _TURNS)
-        if not axes and not told:
+        like = _stays(node, found)
+        if like is None and value.given and op_name(node) not in _TURNS:
+            like = "first"
+        if not axes and like is None:
             continue  # nothing tells where the channels went
         made = None
         if not op_name(node).startswith(_MADE):
-            made = _map(node, value.shape, axes, rank, batch)
+            made = _map(node, value.shape, axes or _channel_axis(like, rank), rank, batch)
         if made is not None:
             found[node] = made
     for node in _moved_for_products(traced, found):
@@ -115,13 +117,18 @@ def _convolved(node: fx.Node, maps: dict[fx.Node, Map], rank: int, batch: int) -
     return Map("first", shape[1], shape[2:], shape[0] // batch * math.prod(shape[2:]))
 
 
-def _stays(node: fx.Node, maps: dict[fx.Node, Map]) -> bool:
-    """Whether the axes are those of a map that the operation is given."""
+def _stays(node: fx.Node, maps: dict[fx.Node, Map]) -> Layout | None:
+    """Where the channels are, if the axes are those of a map that the operation is given."""
     known = [maps[s] for source in node.all_input_nodes if (s := _map_behind(source)) in maps]
     if op_name(node) in ("view", "_unsafe_view", "reshape"):
         shape = tuple(node.meta["val"].shape)
-        return any(shape[1:] == (own.width, *own.sizes) for own in known)
-    return bool(known) and op_name(node) not in _TURNS
+        known = [own for own in known if shape[1:] == (own.width, *own.sizes)]
+    return known[0].layout if known and op_name(node) not in _TURNS else None
+
+
+def _channel_axis(layout: Layout | None, rank: int) -> set[int]:
+    """The axis of the channels where no label is left on it, as behind a norm of them."""
+    return {rank - 1} if layout == "last" else set()
 
 
 def _map_behind(node: fx.Node) -> fx.Node:
@@ -171,7 +178,8 @@ def _moved_for_products(traced: Traced, maps: dict[fx.Node, Map]) -> set[fx.Node
         seen = set[fx.Node]()
         while pending:
             node = pending.pop()
-            scaled = op_name(node) in ("mul", "div", "_softmax") and len(node.all_input_nodes) == 1
+            alone = len(node.all_input_nodes) == 1 or step is users  # gates weigh what heads give
+            scaled = op_name(node) in ("mul", "div", "_softmax") and alone
             moved = moves_data(node) or scaled
             if node in seen or node in weights or not (moved or node not in maps):
                 continue
@@ -211,7 +219,7 @@ def scales_of(maps: dict[fx.Node, Map], dims: int) -> dict[fx.Node, int]:
 
     A convolution without padding makes a map smaller, but it is no reduction: what it makes has
     the scale of what it was given. Nor is it one where several maps of an example are folded into
-    the batch axis, or taken out of it.
+    the batch axis, or taken out of it; nor an up-sampling where they are laid side by side.
     """
     scales: dict[fx.Node, int] = {}
     for node, own in maps.items():
@@ -237,7 +245,7 @@ def _keeps(node: fx.Node, own: Map, source: Map, dims: int) -> bool:
         return bool(len(node.args) < 6 or node.args[5] == 1)
     if name == "slice":
         return bool(len(node.args) < 5 or node.args[4] == 1)
-    return "pad" in name
+    return "pad" in name or name == "cat"
 
 
 def _numbers(value: object) -> list[int]:

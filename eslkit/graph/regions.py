@@ -26,7 +26,7 @@ _RAISING = set(
     "max_unpool2d max_unpool3d grid_sampler_2d grid_sampler_3d grid_sampler col2im slice_scatter "
     "index index_select".split()
 )
-_GATES = {"sigmoid", "hardsigmoid", "_softmax", "tanh"}
+_GATES = {"sigmoid", "hardsigmoid", "_softmax"}
 
 
 @dataclass

@@ -14,7 +14,7 @@ from eslkit.graph.bottleneck import Bottleneck, Place, find_bottlenecks, places_
 from eslkit.graph.export import World, run
 from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, trace_fully
-from eslkit.surgery.identity import identity_level
+from eslkit.surgery.identity import NoIdentityError, identity_level
 from eslkit.surgery.inserted import Inserted
 from eslkit.surgery.level import Level, LevelBuilder, LevelStyle, TakenOutInParts
 from eslkit.surgery.style import style_of
@@ -132,18 +132,22 @@ def _insert_best(
             f"{name}: in its bottleneck ({bottleneck.positions} positions) no tensor that goes "
             "into a module or comes out of one separates what goes in "
             f"({_where(traced, bottleneck.entries)}) from what comes out "
-            f"({_where(traced, bottleneck.exits)}). Pass at= with the name of the module before "
-            "which a level should go"
+            f"({_where(traced, bottleneck.exits)}). Make what lies between a module of its own, or "
+            "pass at= with the name of the module before which a level should go"
         )
     last: EslError | None = None
     places = [p for p in bottleneck.places if not _writes_in_place(model.get_submodule(p.path))]
     for place in places[:_MOST_TRIED]:
         try:
             _insert(model, traced, bottleneck, place, init, builder)
+        except NoIdentityError as error:  # behind another operation there may be one
+            last = error if last is None else last
         except _DoesNotRunError as error:
             last = error
         else:
             return place
+    if isinstance(last, NoIdentityError):
+        raise last
     raise DepthError(
         f"{name}: none of its {len(bottleneck.places)} places takes a level; the last tried: "
         f"{last or 'all work in place'}"

@@ -26,11 +26,15 @@ from torch import Tensor, nn
 from eslkit.errors import DepthError
 from eslkit.surgery.level import Level, LevelStyle
 
-__all__ = ["Form", "form_of", "identity_level"]
+__all__ = ["Form", "NoIdentityError", "form_of", "identity_level"]
 
 Form = Literal["linear", "kept", "mirrored", "paired"]
 
 _LEAST_SLOPE = 0.1  # below, weights of 1 / slope would upset the training: paired is used instead
+
+
+class NoIdentityError(DepthError):
+    """The activation allows no identity at a place."""
 
 
 def identity_level(style: LevelStyle, width: int, inner: int, *, where: str) -> Level:
@@ -43,12 +47,12 @@ def identity_level(style: LevelStyle, width: int, inner: int, *, where: str) -> 
         where: the place, for the message.
 
     Raises:
-        DepthError: the activation allows no identity.
+        NoIdentityError: the activation allows no identity.
     """
     form, number = form_of(style)
     if form is None:
         name = type(style.activation()).__name__
-        raise DepthError(
+        raise NoIdentityError(
             f"init='preserve': no level at {where} can be the identity with the model's activation "
             f"{name}: neither does {name} leave the values there as they are, nor can x be put "
             f"together from {name}(x) and {name}(-x); use init='random' for the level, or pass "
