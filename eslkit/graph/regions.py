@@ -140,7 +140,7 @@ class _Finder:
             if user in self.maps:
                 if self.scales[user] > scale and _samples(user, scale):
                     found.add(user)
-            elif scale > 1 and moves_data(user):
+            elif scale > 1 and (moves_data(user) or op_name(user) == "slice_scatter"):
                 pending.extend(users(user))
         return found
 
