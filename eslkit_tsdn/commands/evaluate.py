@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eslkit_tsdn.commands.exits import exit_codes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from eslkit_tsdn.evaluation import Restore
 
 __all__ = ["evaluate"]
 
@@ -45,6 +51,10 @@ def evaluate(
         str | None, typer.Option(help="Name of the network, where the file does not say.")
     ] = None,
     step: Annotated[str | None, typer.Option(help="Step of a run, such as EL.")] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Restore whole frames in parts of so many packed pixels a side."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Where the values go, without an extension.")
@@ -64,6 +74,7 @@ def evaluate(
             gain=gain,
             model=model,
             step=step,
+            tile=tile,
             device=device,
             out=out or default_out(weights, step=step, protocol=protocol, data=data, split=split),
         )
@@ -80,6 +91,34 @@ def default_out(
     return weights.with_name(f"{weights.stem}-{name}")
 
 
+def in_parts(side: int | None) -> Restore:
+    """What runs a network, or one of its stages, on a picture of any size.
+
+    Args:
+        side: of the largest part, its surroundings included; None for the whole picture at once.
+    """
+    from eslkit.errors import InputError
+    from eslkit_tsdn.evaluation import restore
+    from eslkit_tsdn.reach import Reach, measure_reach
+    from eslkit_tsdn.tiles import run_tiled
+
+    if side is not None and side < 1:
+        raise InputError(f"--tile {side}: expected a number of packed pixels, such as 512.")
+    reaches: dict[int, Reach] = {}
+
+    def restored(network: nn.Module, noisy: Tensor) -> Tensor:
+        if id(network) not in reaches:
+            reaches[id(network)] = measure_reach(copy.deepcopy(network).cpu())
+        return run_tiled(
+            lambda part: restore(network, part),
+            noisy,
+            reach=reaches[id(network)],
+            max_pixels=noisy.shape[-2] * noisy.shape[-1] * 2 if side is None else side**2,
+        )
+
+    return restored
+
+
 def run(
     weights: Path,
     *,
@@ -90,6 +129,7 @@ def run(
     gain: float,
     model: str | None,
     step: str | None,
+    tile: int | None,
     device: str,
     out: Path,
 ) -> None:
@@ -131,6 +171,7 @@ def run(
             protocol=protocol,
             data=data,
             split=(split or "eld15") if isinstance(dataset, StoredSid) else None,
+            restore=in_parts(tile),
             advance=lambda: bar.advance(task),
         )
     console = Console()

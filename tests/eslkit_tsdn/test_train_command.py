@@ -142,6 +142,22 @@ def test_evaluate_prints_means_and_keeps_every_value(tmp_path):
     assert f"{evaluation.mean('psnr', ratio=100):.2f}" in said
 
 
+def test_whole_frames_in_parts_give_the_same_values(tmp_path):
+    train(tmp_path, "--iterations", 1)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["--data", "packaged", "--protocol", "plain", "--step", "scratch"]
+    call("evaluate", tmp_path, *options, "--out", whole)
+    call("evaluate", tmp_path, *options, "--out", parts, "--tile", 48)
+    one, other = (
+        Evaluation.model_validate_json(path.with_suffix(".json").read_text()).pictures
+        for path in (whole, parts)
+    )
+    for first, second in zip(one, other, strict=True):
+        assert second.values == pytest.approx(first.values, abs=1e-5)
+    said = call("evaluate", tmp_path, *options, "--tile", 0, code=2)
+    assert "--tile 0: expected a number of packed pixels" in said
+
+
 def test_evaluate_refuses_in_a_sentence(tmp_path):
     for words, message in (
         (["nowhere"], "nowhere does not exist"),
