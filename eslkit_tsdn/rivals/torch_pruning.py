@@ -122,7 +122,8 @@ def _at_most(seconds: float) -> Generator[None]:
         raise TimeoutError(f"it has come to no end in {seconds:g} seconds of CPU time")
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    # Again every second: Torch-Pruning has a bare `except` that may swallow one.
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
     try:
         yield
     finally:

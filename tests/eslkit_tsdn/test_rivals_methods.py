@@ -113,8 +113,15 @@ def dies(update: int, loss: float, *, at: int) -> None:
         raise KilledError("killed")
 
 
-@pytest.mark.parametrize("at", [3, 9])
-@pytest.mark.parametrize("name", ["distil, features", "collaborative, faithful", "pruned"])
+@pytest.mark.parametrize(
+    "name, at",
+    [
+        ("distil, features", 3),
+        ("collaborative, faithful", 3),
+        ("collaborative, faithful", 9),
+        ("pruned", 9),
+    ],
+)
 def test_resumed_ends_in_the_bits_of_an_uninterrupted_run(
     name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
