@@ -13,6 +13,8 @@ import threading
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -118,12 +120,14 @@ def _at_most(seconds: float) -> Generator[None]:
         yield
         return
 
-    def stop(number: int, frame: Any) -> None:
-        raise TimeoutError(f"it has come to no end in {seconds:g} seconds of CPU time")
+    def stop(number: int, frame: FrameType | None) -> None:
+        # Only in Torch-Pruning's own lines: raised in a destructor, Python would just print it.
+        if frame is not None and "torch_pruning" in Path(frame.f_code.co_filename).parts:
+            raise TimeoutError(f"it has come to no end in {seconds:g} seconds of CPU time")
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    # Again every second: Torch-Pruning has a bare `except` that may swallow one.
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
+    # And again, until it gets through: Torch-Pruning has a bare `except` that may swallow one.
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.05)
     try:
         yield
     finally:
