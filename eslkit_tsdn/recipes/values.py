@@ -21,11 +21,11 @@ Method = Literal["scratch", "step", "chain", "distil", "collaborate", "prune", "
 """How a training comes to its weights; `eslkit_tsdn.tables.methods` carries each out."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+class _Frozen(BaseModel, frozen=True):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class Network(_Frozen):
+class Network(_Frozen, frozen=True):
     """An architecture, without weights."""
 
     kind: Literal["tsdn", "unet", "cbdnet", "nbnet", "deamnet"]
@@ -36,7 +36,7 @@ class Network(_Frozen):
     """Stages of a TSDN; 1 for all others."""
 
 
-class Data(_Frozen):
+class Data(_Frozen, frozen=True):
     """What is trained on and what is tested on."""
 
     kind: Literal["packaged", "folder", "store"]
@@ -56,7 +56,7 @@ class Data(_Frozen):
     """Test pictures are cut to this many packed pixels a side, at their centre."""
 
 
-class PlanKey(_Frozen):
+class PlanKey(_Frozen, frozen=True):
     """Which schedule a step belongs to; enough to make the plan again."""
 
     small: Network
@@ -69,7 +69,7 @@ class PlanKey(_Frozen):
     """The large network of a walk `between`."""
 
 
-class Recipe(_Frozen):
+class Recipe(_Frozen, frozen=True):
     """One training of one network: a node of the graph that all tables share."""
 
     method: Method
