@@ -35,7 +35,7 @@ BACKENDS: tuple[BackendName, ...] = ("auto", "torch", "onnxruntime")
 _MEASURED_SIDE = 256
 _BYTES_PER_PIXEL = 1024
 """Of a network whose memory cannot be counted."""
-_OVERHEAD = {"torch": 2.4, "onnxruntime": 4.5}
+_OVERHEAD = {"torch": 2.4, "onnxruntime": 3.8}
 """Memory in use at the peak, as a multiple of the activations that must be alive at once; measured
 on the paper's TSDN on CPUs: 1.6 to 2.3 and 3.5. Kernels lay their inputs out anew."""
 _OVERHEAD_BF16 = 5.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 from collections.abc import Callable
@@ -104,9 +106,9 @@ def restore_large(
     Returns:
         (1, planes, h, w), not clipped: what the network makes of the whole picture.
     """
-    pixels = image.shape[-2] * image.shape[-1]
+    # Once for all parts: what one has freed the next one takes again.
+    room = _room(backend, memory=memory, pixels=image.shape[-2] * image.shape[-1])
     for part in backend.parts:
-        room = _room(backend, memory=memory, pixels=pixels)
         most = min(_MOST_PIXELS, int(room / part.bytes_per_pixel))
         image = run_tiled(
             part.run, image, reach=part.reach, max_pixels=max(most, 1), advance=advance
@@ -195,7 +197,13 @@ def _room(backend: Backend, *, memory: float, pixels: int) -> float:
 
 
 def _resident() -> float:
-    """Bytes of memory that the process takes now; a guess where the system does not tell."""
+    """Bytes of memory that the process takes now; a guess where the system does not tell.
+
+    What the C library keeps of freed memory is given back before (glibc), or the picture after a
+    large one would be cut small for nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+import eslkit_tsdn.denoise as module
 from eslkit.errors import InputError
 from eslkit_tsdn.backends import Backend, Part, make_backend, parts_of
 from eslkit_tsdn.cli import app
@@ -116,6 +117,22 @@ def test_memory_decides_how_many_parts_there_are_and_not_what_comes_out() -> Non
     FLOAT32_FORWARD.check(torch.from_numpy(much.clean)[None], whole)
 
 
+def test_later_parts_are_not_cut_smaller_than_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first part has left behind in the process is there for the next one to use."""
+    taken = iter([0.2, 0.9, 0.9, 0.9])
+    monkeypatch.setattr(module, "_resident", lambda: next(taken) * 2**30)
+    sizes: list[int] = []
+
+    def spy(run: object, image: Tensor, *, max_pixels: int, **_: object) -> Tensor:
+        sizes.append(max_pixels)
+        return image
+
+    monkeypatch.setattr(module, "run_tiled", spy)
+    twice = Backend("twice", "cpu", 2 * (Part(lambda x: x, Reach(1, 0), 4096.0),), {})
+    module.restore_large(torch.zeros(1, 4, 8, 8), twice, memory=1.0)
+    assert sizes[0] == sizes[1] == int((0.8 * 2**30 - 5 * 16 * 64) / 4096)
+
+
 def test_what_cannot_be_denoised_is_refused() -> None:
     with pytest.raises(InputError, match="expected 1"):
         denoise(dark(), NOTHING, ratio=0.5)
@@ -183,10 +200,10 @@ def test_backends_that_there_are_not_are_refused() -> None:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     network = UNet((4, 4))
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.zeros_(module.weight)
-            nn.init.constant_(module.bias, 0.25)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.weight)
+            nn.init.constant_(layer.bias, 0.25)
     save_network(network, tmp_path / "net.safetensors")
     return tmp_path / "net.safetensors"
 
