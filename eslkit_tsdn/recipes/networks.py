@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from eslkit.cost import cost
-from eslkit.errors import InputError
-from eslkit_tsdn.models import TSDN, CBDNet, DeamNet, NBNet, UNet
+from eslkit_tsdn.presets import build_network
 from eslkit_tsdn.recipes.values import Network
 
 __all__ = ["TABLE_SIZE", "build", "costs", "network_costs"]
@@ -19,35 +18,16 @@ TABLE_SIZE = 512
 
 
 def build(network: Network, *, seed: int = 0) -> nn.Module:
-    """A network with random weights.
+    """A network with random weights, on the CPU; the caller's random numbers are left alone.
 
     Args:
         network: which.
-        seed: of the weights; the caller's random numbers are left alone.
+        seed: of the weights.
 
-    Returns:
-        The module, in training mode, on the CPU.
+    Raises:
+        InputError: no network has that name, or the widths cannot be.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _made(network)
-
-
-def _made(network: Network) -> nn.Module:
-    if network.stages > 1 and network.kind != "tsdn":
-        raise InputError(f"{network.kind} has one stage, got stages={network.stages}.")
-    first = network.widths[0]
-    match network.kind:
-        case "tsdn":
-            return TSDN(network.widths, network.stages)
-        case "unet":
-            return UNet(network.widths)
-        case "cbdnet":
-            return CBDNet(network.widths, estimator_width=max(1, first // 2))
-        case "nbnet":
-            return NBNet(network.widths, skip_width=4 * first, basis=max(2, first // 2))
-        case "deamnet":
-            return DeamNet(first, gate_width=max(1, first // 16))
+    return build_network(network.name, widths=network.widths, seed=seed)
 
 
 def costs(module: nn.Module) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eslkit_tsdn.budget import Budget
+from eslkit_tsdn.presets import NETWORKS
 from eslkit_tsdn.recipes.scale import Scale
 from eslkit_tsdn.recipes.values import Data, Method, Network, PlanKey, Recipe
 from eslkit_tsdn.recipes.walks import Planner, walk, walk_from
@@ -71,11 +72,12 @@ class _Maker:
         budget: dict[str, Any] | None = None,
         **options: Any,
     ) -> Recipe:
+        told = {"weights": NETWORKS[network.name].weights} if network else {}
         return Recipe(
             method=method,
             network=network,
             data=self.real if data is None else data,
-            budget=self.budget.model_copy(update=budget or {}),
+            budget=self.budget.model_copy(update={**told, **(budget or {})}),
             seed=seed,
             before=tuple(before),
             options=options,
@@ -92,7 +94,7 @@ class _Maker:
     def steps(self, row: str, seed: int, *, init: str = "first") -> tuple[Recipe, ...]:
         """All trainings of a walk of TSDN."""
         return walk(
-            self.scale.tsdn(),
+            self.scale.network("tsdn"),
             row,
             planner=self.planner,
             data=self.real,
@@ -135,21 +137,21 @@ def tables(
 
 
 def _table1(m: _Maker) -> Table:
-    s = m.scale
+    net = m.scale.network
     rows = [
         _bm3d(m),
         m.row(
             "CBDNet",
             "noise estimated, then removed; L1 on its image",
-            lambda seed: m.train(s.rival("cbdnet"), seed, budget={"weights": (0.0, 1.0)}),
+            _scratch(m, net("cbdnet")),
         ),
-        m.row("NBNet", "projection onto learnt subspaces", _scratch(m, s.rival("nbnet"))),
-        m.row("DeamNet", "dual element-wise attention", _scratch(m, s.rival("deamnet"))),
-        m.row("U-Net", "of SID and ELD", _scratch(m, s.unet()), main=True),
+        m.row("NBNet", "projection onto learnt subspaces", _scratch(m, net("nbnet"))),
+        m.row("DeamNet", "dual element-wise attention", _scratch(m, net("deamnet"))),
+        m.row("U-Net", "of SID and ELD", _scratch(m, net("unet")), main=True),
         m.row(
             "U-Net-ELD",
             "U-Net on calibrated synthetic noise",
-            lambda seed: m.train(s.unet(), seed, data=m.data),
+            lambda seed: m.train(net("unet"), seed, data=m.data),
         ),
         m.row("TSDN", "two small stages, by ESL", lambda seed: m.walk("ESL3", seed), main=True),
     ]
@@ -157,20 +159,19 @@ def _table1(m: _Maker) -> Table:
 
 
 def _table2(m: _Maker) -> Table:
-    large = m.scale.tsdn(expanded=True)
-    one_loss = {"weights": (0.0, 1.0)}
+    net = m.scale.network
     rows = (
-        m.row("TSDN1", "one expanded stage: U-Net", _scratch(m, m.scale.unet()), main=True),
-        m.row("TSDN2", "two stages, one loss", lambda seed: m.train(large, seed, budget=one_loss)),
+        m.row("TSDN1", "one expanded stage: U-Net", _scratch(m, net("unet")), main=True),
+        m.row("TSDN2", "two stages, one loss", _scratch(m, net("tsdn2"))),
         m.row(
             "TSDN3",
             "two stages, trained one after the other",
             lambda seed: m.train(
-                large, seed, method="chain", before=(m.train(m.scale.unet(), seed),)
+                net("tsdn3"), seed, method="chain", before=(m.train(net("unet"), seed),)
             ),
         ),
         m.row("TSDN4", "two stages, two losses: the expanded TSDN", m.expanded, main=True),
-        m.row("ThSDN", "three stages", _scratch(m, m.scale.tsdn(expanded=True, stages=3))),
+        m.row("ThSDN", "three stages", _scratch(m, net("thsdn"))),
     )
     return Table("table2", "Table II: stages and losses", rows)
 
@@ -198,7 +199,7 @@ def _table4(m: _Maker) -> Table:
 
     def last(name: str) -> Callable[[int], Recipe]:
         if name == "ESL4":
-            return _scratch(m, m.scale.tsdn())
+            return _scratch(m, m.scale.network("tsdn"))
         return lambda seed: m.walk(name, seed)
 
     rows = tuple(m.row(f"TSDN_{name}", what, last(name), main=True) for name, what in words.items())
@@ -206,7 +207,8 @@ def _table4(m: _Maker) -> Table:
 
 
 def _table5(m: _Maker) -> Table:
-    net, small, double = m.scale.unet(), m.scale.unet(factor=0.5), m.scale.unet(factor=2)
+    net, small = m.scale.network("unet"), m.scale.network("sunet")
+    double = m.scale.network("unet", factor=2)
 
     def distilled(seed: int) -> Recipe:
         return m.train(small, seed, method="collaborate", before=(m.train(net, seed),))
@@ -235,10 +237,10 @@ def _table6(m: _Maker) -> Table:
 
 def _controls(m: _Maker) -> Table:
     """What the paper does not compare with: the same effort spent in other ways."""
-    small = m.scale.tsdn()
+    small = m.scale.network("tsdn")
     plan = m.planner.plan(PlanKey(small=small, row="ESL3"))
     steps, flops = len(plan.steps), sum(step.macs for step in plan.steps) / plan.base_macs
-    wide = Network(kind="tsdn", widths=tuple(2 * width for width in small.widths), stages=2)
+    wide = m.scale.network("tsdn", factor=2)
     half = m.longer(steps / 2)
 
     def after_wide(method: Method, **options: Any) -> Callable[[int], Recipe]:

@@ -28,12 +28,10 @@ class _Frozen(BaseModel, frozen=True):
 class Network(_Frozen, frozen=True):
     """An architecture, without weights."""
 
-    kind: Literal["tsdn", "unet", "cbdnet", "nbnet", "deamnet"]
-    """Which family; SU-Net is a U-Net of half the widths."""
-    widths: tuple[int, ...] = Field(min_length=1)
-    """Channels level by level; for DeamNet the one width it has everywhere."""
-    stages: int = Field(default=1, ge=1)
-    """Stages of a TSDN; 1 for all others."""
+    name: str
+    """A key of `eslkit_tsdn.presets.NETWORKS`."""
+    widths: tuple[int, ...] = Field(min_length=2)
+    """Channels of a stage of the small TSDN, with which those of all networks go."""
 
 
 class Data(_Frozen, frozen=True):

@@ -30,7 +30,7 @@ BETWEEN = "between"
 
 def example_input(network: Network) -> torch.Tensor:
     """What a walk of this network is planned on, (1, 4, side, side)."""
-    side = 16 * 2 ** max(0, len(network.widths) - 3)
+    side = 16 * 2 ** max(0, len(network.widths) - 2)  # all of them halve once a width at most
     return torch.zeros(1, 4, side, side)
 
 

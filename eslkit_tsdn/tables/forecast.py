@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from eslkit_tsdn.budget import Budget
 from eslkit_tsdn.fitting import fit
 from eslkit_tsdn.recipes.estimate import training_flops
 from eslkit_tsdn.recipes.networks import build
@@ -48,12 +49,12 @@ def measured_speed(asked: Reproduction, pictures: Pictures, *, planner: Planner)
         pictures: what is learnt from.
         planner: makes the schedules.
     """
-    scale = asked.scale
+    net, budget = asked.scale.network, _budget(asked)
     times: list[float] = []
     flops: list[float] = []
-    for network in (scale.tsdn(), scale.tsdn(expanded=True)):
-        recipe = Recipe(method="scratch", network=network, data=pictures.real, budget=scale.budget)
-        flops.append(training_flops(recipe, planner) / scale.budget.iterations)
+    for network in (net("tsdn"), net("tsdn4")):
+        recipe = Recipe(method="scratch", network=network, data=pictures.real, budget=budget)
+        flops.append(training_flops(recipe, planner) / budget.iterations)
         times.append(_seconds_an_update(network, asked, pictures))
     per_flop = max(times[1] - times[0], 0.0) / (flops[1] - flops[0])
     return Speed(max(times[0] - per_flop * flops[0], 0.0), per_flop)
@@ -63,11 +64,16 @@ def _seconds_an_update(network: Network, asked: Reproduction, pictures: Pictures
     source = pictures.source(pictures.real, "speed")
     seconds: list[float] = []
     for iterations in (FEW, FEW, MORE):  # the first reads what is read once, and does not count
-        budget = asked.scale.budget.model_copy(update={"iterations": iterations, "compiled": False})
+        budget = _budget(asked).model_copy(update={"iterations": iterations})
         began = time.perf_counter()
         fit(build(network), source, budget=budget)
         seconds.append(time.perf_counter() - began)
     return max(seconds[2] - seconds[1], 0.0) / (MORE - FEW)
+
+
+def _budget(asked: Reproduction) -> Budget:
+    """Of a training that is only timed; compiling would be what is timed."""
+    return asked.scale.preset.budget(num_crops=1).model_copy(update={"compiled": False})
 
 
 def dry_run(asked: Reproduction, *, out: Path, processes: int, console: Console) -> None:
@@ -79,7 +85,7 @@ def dry_run(asked: Reproduction, *, out: Path, processes: int, console: Console)
         processes: trainings beside each other.
         console: where the table goes.
     """
-    pictures = open_pictures(asked.scale, asked.data)
+    pictures = open_pictures(asked.scale.preset, asked.data)
     planner, runs = planner_of(out), RunsFolder(out)
     recipes = recipes_of(tables_of(asked, pictures, planner=planner), asked, planner=planner)
     speed = measured_speed(asked, pictures, planner=planner)

@@ -40,11 +40,11 @@ def markdown(results: Results) -> str:
 
 
 def _lines(results: Results) -> Iterator[str]:
-    yield f"# Tables of the paper, preset `{results.scale.name}`"
+    yield f"# Tables of the paper, preset `{results.scale.preset.name}`"
     yield ""
     yield (REAL if results.real else STAND_IN).format(pictures=results.pictures)
     yield ""
-    if results.scale.name == "smoke":
+    if results.scale.preset.name == "smoke":
         yield SMOKE
         yield ""
     yield from _how(results)
@@ -63,12 +63,12 @@ def _lines(results: Results) -> Iterator[str]:
 
 
 def _how(results: Results) -> Iterator[str]:
-    scale = results.scale
-    length = f"{scale.epochs} epochs" if scale.epochs else f"{scale.budget.iterations} iterations"
+    scale, preset = results.scale, results.scale.preset
+    length = f"{preset.epochs} epochs" if preset.epochs else f"{preset.iterations} iterations"
     yield (
-        f"Small TSDN of {'-'.join(map(str, scale.small))} channels, all other networks in the "
-        f"paper's proportions; {length} a training, batches of {scale.batch_size} crops of "
-        f"{scale.crop}x{scale.crop} packed pixels, learning rate {scale.budget.lr:g} at the start. "
+        f"Small TSDN of {'-'.join(map(str, preset.widths))} channels, all other networks in the "
+        f"paper's proportions; {length} a training, batches of {preset.batch_size} crops of "
+        f"{preset.crop}x{preset.crop} packed pixels, learning rate {preset.lr:g} at the start. "
         f"Seeds: {scale.seeds} where the spread counts, {scale.other_seeds} elsewhere."
     )
     yield ""

@@ -1,20 +1,14 @@
-"""What a reproduction learns from and is tested on: photographs as stand-in, or SID itself."""
+"""What a reproduction learns from and is tested on, as recipes name it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from eslkit_tsdn.data.crops import BatchSource
-from eslkit_tsdn.data.folders import folder_photos, split_by_folder
-from eslkit_tsdn.data.pairs import StoredPairs, TestPair
-from eslkit_tsdn.data.photos import Photo, packaged_photos, photos_digest, split
+from eslkit_tsdn.data.pairs import TestPair
 from eslkit_tsdn.data.source import Source
-from eslkit_tsdn.data.store import MANIFEST, Store
-from eslkit_tsdn.data.store_sources import LongSource, PairSource
-from eslkit_tsdn.evaluation import test_pairs
-from eslkit_tsdn.recipes.scale import Scale
+from eslkit_tsdn.datasets import PACKAGED, Dataset, open_dataset
+from eslkit_tsdn.presets import Preset
 from eslkit_tsdn.recipes.values import Data
 
 __all__ = ["Pictures", "open_pictures"]
@@ -24,99 +18,55 @@ __all__ = ["Pictures", "open_pictures"]
 class Pictures:
     """The opened pictures of a reproduction."""
 
-    words: str
-    """What they are."""
+    dataset: Dataset
+    """What networks learn from and are tested on."""
+    drawn: Dataset
+    """The same pictures with drawn noise; equal where all noise is drawn."""
     real: Data
-    """What networks learn from."""
+    """`dataset` as recipes name it."""
     synthetic: Data
-    """The same with drawn noise; equal where there is no other."""
-    crops: int | None
-    """Crops in an epoch, where there are epochs."""
-    source: Callable[[Data, str], Source]
-    """Makes the batches of some data; the word decides which."""
+    """`drawn` as recipes name it."""
     pairs: Sequence[TestPair]
     """What everything is tested on."""
 
+    def source(self, data: Data, word: str) -> Source:
+        """The batches of some data; the word decides which."""
+        dataset = self.drawn if data.synthetic else self.dataset
+        return dataset.source(batch_size=data.batch_size, crop=data.crop, seed=word, gain=data.gain)
 
-def open_pictures(scale: Scale, path: str | None) -> Pictures:
+
+def open_pictures(preset: Preset, where: str | None) -> Pictures:
     """Read what a reproduction works with.
 
     Args:
-        scale: sizes of batches and crops.
-        path: a prepared SID store, or a folder of photographs and camera files; None for the
-            packaged photographs.
+        preset: sizes of batches and crops.
+        where: as for `open_dataset`; None for the packaged photographs.
 
     Raises:
-        InputError: the pictures cannot be used, or do not go with the preset.
+        InputError: the pictures cannot be used.
         StoreError: the store is damaged.
     """
-    if path is None:
-        train, test = split(packaged_photos())
-        words = "photographs that come with scikit-image and scikit-learn"
-        return _photographs(scale, train, test, words=words, kind="packaged")
-    if (Path(path) / MANIFEST).is_file():
-        return _stored(scale, Store(path))
-    photos = folder_photos(path, max_side=scale.largest)
-    train, test = split_by_folder(photos)
-    words = f"{len(photos)} photographs and camera files of a folder"
-    return _photographs(scale, train, test, words=words, kind="folder")
-
-
-def _photographs(
-    scale: Scale, train: Sequence[Photo], test: Sequence[Photo], *, words: str, kind: str
-) -> Pictures:
-    usable = [photo for photo in train if min(photo.packed.shape[1:]) > scale.crop]
-    data = Data.model_validate(
-        {
-            "kind": kind,
-            "digest": photos_digest([*usable, *test]),
-            "batch_size": scale.batch_size,
-            "crop": scale.crop,
-            "gain": scale.gain,
-            "largest": scale.largest,
-        }
-    )
-
-    def source(data: Data, word: str) -> Source:
-        return BatchSource(
-            usable, batch_size=data.batch_size, crop=data.crop, gain=data.gain, seed=word
-        )
-
+    dataset = open_dataset(where or PACKAGED)
+    drawn = dataset
+    if dataset.noise == "real":
+        drawn = open_dataset(where or PACKAGED, noise="synthetic")
     return Pictures(
-        words=f"{words}, {len(usable)} to train on and {len(test)} to test on",
-        real=data,
-        synthetic=data,
-        crops=None,
-        source=source,
-        pairs=test_pairs(test, gain=scale.gain, largest=scale.largest),
+        dataset=dataset,
+        drawn=drawn,
+        real=_data(dataset, preset),
+        synthetic=_data(drawn, preset),
+        pairs=dataset.pairs(largest=preset.largest, gain=preset.gain),
     )
 
 
-def _stored(scale: Scale, store: Store) -> Pictures:
-    """SID itself: the first short exposures of the training scenes, ELD's 15 scenes to test on."""
-    real = Data(
-        kind="store",
-        digest=store.manifest.expected_seal(),
-        synthetic=False,
-        batch_size=scale.batch_size,
-        crop=scale.crop,
-        largest=scale.largest,
-    )
-    synthetic = real.model_copy(update={"synthetic": True, "gain": scale.gain})
-
-    def source(data: Data, word: str) -> PairSource | LongSource:
-        size, crop = data.batch_size, data.crop
-        if data.synthetic:
-            return LongSource(store, batch_size=size, crop=crop, seed=word, gain=data.gain)
-        return PairSource(store, batch_size=size, crop=crop, seed=word)
-
-    first = source(real, "size")
-    pairs = StoredPairs(store, crop=scale.largest)
-    return Pictures(
-        words=f"{first.epoch_size} crops of real pairs to train on, {len(pairs)} pairs to test on",
-        real=real,
+def _data(dataset: Dataset, preset: Preset) -> Data:
+    synthetic = dataset.noise == "synthetic"
+    return Data(
+        kind=dataset.kind,
+        digest=dataset.digest,
         synthetic=synthetic,
-        crops=first.epoch_size,
-        source=source,
-        pairs=pairs,
+        batch_size=preset.batch_size,
+        crop=preset.crop,
+        gain=preset.gain if synthetic else None,
+        largest=preset.largest,
     )

@@ -18,9 +18,7 @@ def title(recipe: Recipe) -> str:
     """A recipe in a few words."""
     if recipe.network is None:
         return recipe.method.upper()
-    widths = "-".join(map(str, recipe.network.widths))
-    stages = f" x{recipe.network.stages}" if recipe.network.stages > 1 else ""
-    name = f"{recipe.network.kind} {widths}{stages}"
+    name = f"{recipe.network.name} ({'-'.join(map(str, recipe.network.widths))})"
     how = {"scratch": "scratch", "step": recipe.label, "chain": "second stage"}
     return f"{name}, {how.get(recipe.method, recipe.method)}, seed {recipe.seed}"
 

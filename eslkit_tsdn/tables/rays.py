@@ -130,7 +130,7 @@ def carry_out_one(out: str, asked: str, identity: str) -> float:
     torch.set_num_threads(1)
     if (out, asked) not in _workshops:
         wanted, folder = Reproduction.model_validate_json(asked), Path(out)
-        pictures, planner = open_pictures(wanted.scale, wanted.data), planner_of(folder)
+        pictures, planner = open_pictures(wanted.scale.preset, wanted.data), planner_of(folder)
         tables = tables_of(wanted, pictures, planner=planner)
         recipes = {r.id: r for r in recipes_of(tables, wanted, planner=planner)}
         workshop = Workshop(RunsFolder(folder), pictures, planner=planner)

@@ -59,7 +59,7 @@ def reproduce(
         TrainingError: trainings failed; the tables of all others are written nevertheless.
     """
     pictures, planner, runs = (
-        open_pictures(asked.scale, asked.data),
+        open_pictures(asked.scale.preset, asked.data),
         planner_of(out),
         RunsFolder(out),
     )
@@ -140,7 +140,7 @@ def _written(
     last = max(records, key=lambda record: record.finished, default=None)
     results = Results(
         scale=asked.scale,
-        pictures=pictures.words,
+        pictures=pictures.dataset.words,
         real=pictures.real.kind == "store",
         noisy=evaluate_input(pictures.pairs),
         machine=last.versions if last else {},

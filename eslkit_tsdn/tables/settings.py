@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from eslkit.errors import InputError
 from eslkit_tsdn.recipes.estimate import shard
 from eslkit_tsdn.recipes.rows import TABLES, Table, tables
-from eslkit_tsdn.recipes.scale import SCALES, Scale, whole_budget
+from eslkit_tsdn.recipes.scale import SCALES, Scale
 from eslkit_tsdn.recipes.values import Recipe, in_order
 from eslkit_tsdn.recipes.walks import Planner
 from eslkit_tsdn.tables.pictures import Pictures
@@ -95,10 +95,12 @@ def tables_of(asked: Reproduction, pictures: Pictures, *, planner: Planner) -> t
     Raises:
         InputError: the preset does not go with the pictures.
     """
+    preset = asked.scale.preset
+    crops = pictures.dataset.num_crops(crop=preset.crop) if preset.epochs else 1
     made = tables(
         asked.scale,
         data=pictures.real,
-        budget=whole_budget(asked.scale, crops=pictures.crops),
+        budget=preset.budget(num_crops=crops),
         synthetic=pictures.synthetic,
         planner=planner,
         names=asked.tables,

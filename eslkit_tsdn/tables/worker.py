@@ -56,7 +56,7 @@ def end_with_parent() -> None:
 def main(out: Path, asked: Reproduction) -> None:
     """Work until nothing is left that can be carried out."""
     torch.set_num_threads(1)
-    pictures = open_pictures(asked.scale, asked.data)
+    pictures = open_pictures(asked.scale.preset, asked.data)
     planner, runs = planner_of(out), RunsFolder(out)
     recipes = recipes_of(tables_of(asked, pictures, planner=planner), asked, planner=planner)
     workshop = Workshop(runs, pictures, planner=planner, listener=Told())

@@ -6,24 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
-from eslkit.errors import InputError
 from eslkit_tsdn.budget import Budget
+from eslkit_tsdn.presets import Preset
 from eslkit_tsdn.recipes.estimate import components, critical_paths, shard, training_flops
 from eslkit_tsdn.recipes.networks import build, network_costs
 from eslkit_tsdn.recipes.rows import TABLES, Table, tables
-from eslkit_tsdn.recipes.scale import PAPER, PAPER_FAST, SMOKE, Scale, whole_budget
+from eslkit_tsdn.recipes.scale import SCALES, Scale
 from eslkit_tsdn.recipes.values import Data, Network, Recipe, in_order
 from eslkit_tsdn.recipes.walks import Planner
 
 TINY = Scale(
-    name="smoke",
-    small=(2, 4),
-    budget=Budget(iterations=3, lr=1e-3),
-    batch_size=1,
-    crop=16,
-    largest=32,
-    seeds=2,
+    preset=Preset(name="tiny", widths=(2, 4), iterations=3, lr=1e-3, crop=16, largest=32), seeds=2
 )
+BUDGET = TINY.preset.budget(num_crops=1)
 DATA = Data(kind="packaged", digest="x", batch_size=1, crop=16)
 BM3D = Recipe(method="bm3d", network=None, data=DATA, budget=Budget(iterations=1))
 PLANNER = Planner()
@@ -31,7 +26,7 @@ PLANNER = Planner()
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, Table]:
-    return tables(TINY, data=DATA, budget=TINY.budget, planner=PLANNER)
+    return tables(TINY, data=DATA, budget=BUDGET, planner=PLANNER)
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +39,25 @@ def last(made: dict[str, Table], table: str, row: str, seed: int = 0) -> Recipe:
     return found.trainings[seed]
 
 
-def test_the_papers_networks_follow_from_one_dial() -> None:
-    """Parameters as in the facts, section 1."""
+def test_every_network_of_the_tables_at_the_papers_widths() -> None:
+    """Parameters as in the facts, section 1: of what rows train that is no step of a walk."""
+    made = tables(SCALES["paper"], data=DATA, budget=BUDGET, planner=PLANNER, names=["table1"])
+    scale = SCALES["paper"]
     wanted = {
-        PAPER.tsdn(): 964_456,
-        PAPER.tsdn(expanded=True): 15_520_968,
-        PAPER.tsdn(expanded=True, stages=3): 23_281_452,
-        PAPER.unet(): 7_760_484,
-        PAPER.unet(factor=0.5): 1_941_300,
-        PAPER.unet(factor=2): 31_032_516,
-        PAPER.rival("cbdnet"): 4_367_176,
-        PAPER.rival("nbnet"): 13_309_860,
-        PAPER.rival("deamnet"): 2_229_284,
+        scale.network("tsdn"): 964_456,
+        scale.network("tsdn4"): 15_520_968,
+        scale.network("thsdn"): 23_281_452,
+        scale.network("unet"): 7_760_484,
+        scale.network("sunet"): 1_941_300,
+        scale.network("unet", factor=2): 31_032_516,
+        scale.network("cbdnet"): 4_367_176,
+        scale.network("nbnet"): 13_309_860,
+        scale.network("deamnet"): 2_229_284,
     }
     for network, parameters in wanted.items():
         assert sum(p.numel() for p in build(network).parameters()) == parameters
+    trained = {r.network for row in made["table1"].rows for r in row.trainings if r.network}
+    assert trained <= wanted.keys()
 
 
 def test_tables_share_what_is_the_same(made: dict[str, Table]) -> None:
@@ -112,7 +111,7 @@ CHANGES: dict[str, Callable[[Recipe], Recipe]] = {
     "seed": lambda r: r.model_copy(update={"seed": r.seed + 1}),
     "budget": lambda r: r.model_copy(update={"budget": Budget(iterations=9)}),
     "data": lambda r: r.model_copy(update={"data": r.data.model_copy(update={"digest": "other"})}),
-    "network": lambda r: r.model_copy(update={"network": Network(kind="unet", widths=(3, 7))}),
+    "network": lambda r: r.model_copy(update={"network": Network(name="unet", widths=(3, 7))}),
     "options": lambda r: r.model_copy(update={"options": {"new": 1}}),
     "before": lambda r: r.model_copy(update={"before": (BM3D,)}),
 }
@@ -177,14 +176,6 @@ def test_controls_have_the_budget_of_esl(made: dict[str, Table]) -> None:
     whole = sum(training_flops(r, PLANNER) for r in esl)
     one_iteration = training_flops(equal, PLANNER) / equal.budget.iterations
     assert abs(training_flops(equal, PLANNER) - whole) <= one_iteration
-
-
-def test_epochs_need_crops() -> None:
-    assert whole_budget(PAPER, crops=2240).iterations == 672_000
-    assert whole_budget(PAPER_FAST, crops=2240).iterations == 42_000
-    assert whole_budget(SMOKE).iterations == SMOKE.budget.iterations
-    with pytest.raises(InputError, match="pass a prepared store"):
-        whole_budget(PAPER)
 
 
 def test_every_table_of_the_paper_is_there() -> None:

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from eslkit.errors import InputError, StoreError
 from eslkit_tsdn.budget import Budget
 from eslkit_tsdn.cli import app
+from eslkit_tsdn.presets import Preset
 from eslkit_tsdn.recipes.scale import Scale
 from eslkit_tsdn.recipes.values import Recipe, in_order
 from eslkit_tsdn.tables.pictures import Pictures, open_pictures
@@ -38,14 +39,7 @@ from eslkit_tsdn.tables.settings import (
 )
 from eslkit_tsdn.tables.workshop import Workshop
 
-TINY = Scale(
-    name="smoke",
-    small=(2, 4),
-    budget=Budget(iterations=2, lr=1e-3),
-    batch_size=1,
-    crop=16,
-    largest=32,
-)
+TINY = Scale(preset=Preset(name="tiny", widths=(2, 4), iterations=2, lr=1e-3, crop=16, largest=32))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +60,7 @@ def few(asked: Reproduction) -> Reproduction:
 
 @pytest.fixture(scope="module")
 def pictures(asked: Reproduction) -> Pictures:
-    return open_pictures(TINY, asked.data)
+    return open_pictures(TINY.preset, asked.data)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +214,10 @@ def test_changed_weights_are_noticed(few: Reproduction, begun: Path, pictures: P
 def test_what_somebody_works_on_is_left_alone(tmp_path: Path, pictures: Pictures) -> None:
     runs, planner = RunsFolder(tmp_path), planner_of(tmp_path)
     recipe = Recipe(
-        method="scratch", network=TINY.tsdn(), data=pictures.real, budget=Budget(iterations=1)
+        method="scratch",
+        network=TINY.network("tsdn"),
+        data=pictures.real,
+        budget=Budget(iterations=1),
     )
     lock = runs.lock(recipe)
     assert is_ready(recipe, runs)
@@ -265,7 +262,7 @@ def test_seeds_and_tables_in_words() -> None:
         (["table5", "--preset", "huge"], "There is no preset 'huge'"),
         (["table5", "--shard", "3/2"], "expected i/n"),
         (["table5", "--seeds", "0"], "expected 1 or more"),
-        (["table5", "--preset", "paper"], "pass a prepared store"),
+        (["table5", "--preset", "paper"], "No picture is larger than a crop of 512x512"),
         (["table5", "--data", "/nowhere/at/all"], "is not a folder"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eslkit_tsdn.recipes.rows import TABLES
-from eslkit_tsdn.recipes.scale import MINI, SMOKE, Scale
+from eslkit_tsdn.recipes.scale import SCALES, Scale
 from eslkit_tsdn.tables.claims import CLAIMS, Finding, findings
 from eslkit_tsdn.tables.page import markdown
 from eslkit_tsdn.tables.results import Cell, Results, RowResult, TableResult, over_ratios
@@ -37,7 +37,9 @@ def verdict(rows: Mapping[str, Sequence[float]], table: str, claim: str) -> Find
     return found
 
 
-def results(tables: tuple[TableResult, ...], *, scale: Scale = MINI, real: bool = False) -> Results:
+def results(
+    tables: tuple[TableResult, ...], *, scale: Scale = SCALES["mini"], real: bool = False
+) -> Results:
     return Results(
         scale=scale,
         pictures="seven pictures",
@@ -158,7 +160,7 @@ def test_the_page_says_what_the_data_are() -> None:
     assert "it cannot show the paper's numbers" in stand_in
     assert "Stand-in" not in real
     assert "SID's own pictures" in real
-    smoke = markdown(results((table,), scale=SMOKE))
+    smoke = markdown(results((table,), scale=SCALES["smoke"]))
     assert "its figures and verdicts mean nothing" in smoke.replace("\n", " ")
     assert "mean nothing" not in stand_in
 
