@@ -78,14 +78,17 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
                 apply_edits(bare, proposal)
                 after, _ = _run(bare, expected, world, numbers)
                 runs += 1
-                if after is None or after.progress > failure.progress:
-                    better = (proposal, after)
-                    break
                 apply_edits(bare, kept)
+                best = failure if better is None else better[1]
+                if after is None or (best is not None and after.progress > best.progress):
+                    better = (proposal, after)
+                if better is not None and not _due_to(better[1], alike):
+                    break
             if better is not None or runs >= _MOST_RUNS:
                 break
         if better is None:
             break
+        apply_edits(bare, better[0])
         edits, failure = (*edits, *better[0]), better[1]
     if world.runner.kind == "real":  # what it does may hang on the weights
         exported = None
@@ -132,6 +135,11 @@ def _spread(bare: nn.Module, trial: tuple[Edit, ...]) -> tuple[Edit, ...]:
             and vars(module).get(edit.attribute) == before.value
         ]
     return tuple(found)
+
+
+def _due_to(failure: Failure | None, edits: tuple[Edit, ...]) -> bool:
+    """Whether it then failed in a module that was changed because another one needed it."""
+    return failure is not None and bool({edit.path for edit in edits} & set(failure.stack))
 
 
 def _run(

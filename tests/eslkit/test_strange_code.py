@@ -283,3 +283,34 @@ def test_numbers_that_count_the_channels_are_told() -> None:
     model, image = built(Waves)
     graph = eslkit.trace(model, example_inputs=image)
     assert any("counts them" in text for text in graph.group("enter").mixed)
+
+
+class Checking(nn.Module):
+    """A convolution that keeps its number of channels and looks whether they come."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return self.conv(x)
+
+
+def checking(widths: tuple[int, ...]) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for before, width in zip((3, *widths), widths, strict=False):
+        parts += [nn.Conv2d(before, width, 1), Checking(width)]
+    return nn.Sequential(*parts, nn.Conv2d(widths[-1], 2, 1))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_of_equal_numbers_only_those_of_the_resized_group_change(which: int) -> None:
+    """As diffusers' samplers: of three that keep the same number, one gets another width."""
+    model, x = checking((8, 8, 8)), torch.rand(1, 3, 8, 8)
+    wanted = {f"{2 * which}": 4, f"{2 * which + 1}.conv": 6}  # what it is given, and what it makes
+    made = eslkit.resize(model, wanted, init="first", example_inputs=x)
+    kept = [part.channels for part in made if isinstance(part, Checking)]
+    assert kept == [4 if index == which else 8 for index in range(3)]
+    assert made(x).shape == model(x).shape
