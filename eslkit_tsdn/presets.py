@@ -107,7 +107,7 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             name="mini",
             widths=(8, 16, 32),
-            iterations=2000,
+            iterations=1000,
             batch_size=16,
             crop=32,
             lr=1e-3,

@@ -162,16 +162,17 @@ def _table2(m: _Maker) -> Table:
     net = m.scale.network
     rows = (
         m.row("TSDN1", "one expanded stage: U-Net", _scratch(m, net("unet")), main=True),
-        m.row("TSDN2", "two stages, one loss", _scratch(m, net("tsdn2"))),
+        m.row("TSDN2", "two stages, one loss", _scratch(m, net("tsdn2")), main=True),
         m.row(
             "TSDN3",
             "two stages, trained one after the other",
             lambda seed: m.train(
                 net("tsdn3"), seed, method="chain", before=(m.train(net("unet"), seed),)
             ),
+            main=True,
         ),
         m.row("TSDN4", "two stages, two losses: the expanded TSDN", m.expanded, main=True),
-        m.row("ThSDN", "three stages", _scratch(m, net("thsdn"))),
+        m.row("ThSDN", "three stages", _scratch(m, net("thsdn")), main=True),
     )
     return Table("table2", "Table II: stages and losses", rows)
 

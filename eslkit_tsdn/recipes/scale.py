@@ -20,7 +20,7 @@ class Scale(BaseModel):
     preset: Preset
     """Sizes of networks and crops, and the length of every training."""
     seeds: int = Field(default=1, ge=1)
-    """Seeds of the rows where the spread counts: Table V and all rows of ESL."""
+    """Seeds of the rows where the spread counts: Tables II to VI, U-Net, all rows of ESL."""
     other_seeds: int = Field(default=1, ge=1)
     """Seeds of the other rows."""
 

@@ -58,7 +58,7 @@ def test_epochs_are_counted_out_on_the_data():
     assert (quick.precision, quick.compiled, quick.fused) == ("bf16", True, True)
     assert fast.budget(num_crops=2240, num_processes=4).iterations == quick.iterations // 4
     assert paper.budget(num_crops=1, num_processes=8).iterations == 300
-    assert PRESETS["mini"].budget(num_crops=5).iterations == 2000
+    assert PRESETS["mini"].budget(num_crops=5).iterations == 1000
 
 
 def test_what_cannot_be_is_refused():
