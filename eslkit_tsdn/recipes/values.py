@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from eslkit_tsdn.budget import Budget
 
-__all__ = ["Data", "Method", "Network", "PlanKey", "Recipe", "in_order"]
+__all__ = ["Data", "Method", "Network", "PlanKey", "Recipe", "identity", "in_order"]
 
 Method = Literal["scratch", "step", "chain", "distil", "collaborate", "prune", "bm3d"]
 """How a training comes to its weights; `eslkit_tsdn.tables.methods` carries each out."""
@@ -96,10 +96,7 @@ class Recipe(_Frozen, frozen=True):
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits of a SHA-256 over all that the weights depend on."""
-        content = self.model_dump(mode="json", exclude={"before", "plan", "index", "label"})
-        content["before"] = [recipe.id for recipe in self.before]
-        text = json.dumps(content, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return identity(self._content())
 
     @property
     def num_before(self) -> int:
@@ -108,8 +105,22 @@ class Recipe(_Frozen, frozen=True):
 
     def flat(self) -> dict[str, Any]:
         """The same for a file: earlier trainings by their identities."""
+        return {"id": self.id, **self._content()}
+
+    def _content(self) -> dict[str, Any]:
         content = self.model_dump(mode="json", exclude={"before"})
-        return {"id": self.id, **content, "before": [recipe.id for recipe in self.before]}
+        return {**content, "before": [recipe.id for recipe in self.before]}
+
+
+UNCOUNTED = ("id", "plan", "index", "label")
+"""What does not count for the identity."""
+
+
+def identity(flat: Mapping[str, Any]) -> str:
+    """The identity of a recipe as `Recipe.flat` writes it, computed from all else that it says."""
+    content = {name: value for name, value in flat.items() if name not in UNCOUNTED}
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def in_order(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -41,14 +42,26 @@ class Speed:
         return self.overhead * recipe.budget.iterations + self.per_flop * flops
 
 
-def measured_speed(asked: Reproduction, pictures: Pictures, *, planner: Planner) -> Speed:
+def measured_speed(
+    asked: Reproduction, pictures: Pictures, *, planner: Planner, threads: int | None = None
+) -> Speed:
     """Time some updates of the small network and of the expanded one.
 
     Args:
         asked: gives the sizes.
         pictures: what is learnt from.
         planner: makes the schedules.
+        threads: that a training gets; None for as many as torch has.
     """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return _measured(asked, pictures, planner)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measured(asked: Reproduction, pictures: Pictures, planner: Planner) -> Speed:
     net, budget = asked.scale.network, _budget(asked)
     times: list[float] = []
     flops: list[float] = []
@@ -88,7 +101,8 @@ def dry_run(asked: Reproduction, *, out: Path, processes: int, console: Console)
     pictures = open_pictures(asked.scale.preset, asked.data)
     planner, runs = planner_of(out), RunsFolder(out)
     recipes = recipes_of(tables_of(asked, pictures, planner=planner), asked, planner=planner)
-    speed = measured_speed(asked, pictures, planner=planner)
+    threads = 1 if processes > 1 else None  # as the crew's workers
+    speed = measured_speed(asked, pictures, planner=planner, threads=threads)
     table = Table("run", "needs", "what", "iterations", "TFLOP", "hours", "")
     left = {recipe.id: 0.0 for recipe in recipes}
     for recipe in recipes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from eslkit.files import write_atomically
 from eslkit_tsdn.evaluation import evaluate_input
 from eslkit_tsdn.recipes.estimate import critical_paths, training_flops
 from eslkit_tsdn.recipes.rows import Table
-from eslkit_tsdn.recipes.values import Recipe
+from eslkit_tsdn.recipes.values import Recipe, in_order
 from eslkit_tsdn.recipes.walks import Planner
 from eslkit_tsdn.tables.crew import Crew
 from eslkit_tsdn.tables.page import markdown
@@ -27,7 +28,7 @@ from eslkit_tsdn.tables.workshop import Workshop
 
 __all__ = ["reproduce"]
 
-RESULTS, PAGE = "results.json", "results.md"
+RESULTS, PAGE, LEDGER = "results.json", "results.md", "runs.jsonl"
 
 
 def reproduce(
@@ -51,7 +52,8 @@ def reproduce(
             `eslkit_tsdn.tables.rays.carry_out_by_ray`.
 
     Returns:
-        What the pages say; `out/results.json` and `out/results.md` say the same.
+        What the pages say; `out/results.json` and `out/results.md` say the same, and
+        `out/runs.jsonl` has a line for every training behind them, its recipe and its record.
 
     Raises:
         InputError: tables, preset or pictures cannot be used.
@@ -130,13 +132,12 @@ def _written(
     runs: RunsFolder,
 ) -> Results:
     """Collect what is finished, and write it down."""
-    records = [
-        runs.record(recipe)
-        for table in tables
-        for row in table.rows
-        for recipe in row.trainings
+    finished = [
+        recipe
+        for recipe in in_order(r for table in tables for row in table.rows for r in row.trainings)
         if runs.is_finished(recipe)
     ]
+    records = [runs.record(recipe) for recipe in finished]
     last = max(records, key=lambda record: record.finished, default=None)
     results = Results(
         scale=asked.scale,
@@ -151,4 +152,9 @@ def _written(
     text = results.model_dump_json(indent=2) + "\n"
     write_atomically(out / RESULTS, text.encode())
     write_atomically(out / PAGE, markdown(results).encode())
+    lines = (
+        json.dumps({"recipe": recipe.flat(), "record": record.model_dump(mode="json")})
+        for recipe, record in zip(finished, records, strict=True)
+    )
+    write_atomically(out / LEDGER, "".join(f"{line}\n" for line in lines).encode())
     return results

@@ -38,6 +38,7 @@ from eslkit_tsdn.tables.settings import (
     tables_of,
 )
 from eslkit_tsdn.tables.workshop import Workshop
+from tests.eslkit_tsdn.published import check_published
 
 TINY = Scale(preset=Preset(name="tiny", widths=(2, 4), iterations=2, lr=1e-3, crop=16, largest=32))
 
@@ -105,6 +106,12 @@ def test_every_row_is_measured(whole: tuple[Path, Results]) -> None:
                 assert (out / "runs" / identity / "weights.safetensors").is_file()
     assert Results.model_validate_json((out / "results.json").read_text()) == results
     assert "Table V" in (out / "results.md").read_text()
+
+
+def test_every_figure_names_its_run(whole: tuple[Path, Results]) -> None:
+    out, results = whole
+    told = check_published(out / "results.json", out / "results.md", out / "runs.jsonl")
+    assert told == results
 
 
 def test_figures_can_be_traced_to_their_weights(

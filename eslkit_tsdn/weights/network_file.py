@@ -1,4 +1,4 @@
-"""Networks on disk: one small file for weights and architecture, and all other places they lie.
+"""A network as one file: weights, and what is needed to build it again.
 
 The form is safetensors, with three entries in the file's metadata beside what the writer adds:
 `eslkit_network` (the version of the form, 1), `model` (a name of `ARCHITECTURES`) and `arguments`
@@ -23,30 +23,23 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from eslkit.errors import InputError, StoreError
+from eslkit.errors import InputError
 from eslkit.files import write_atomically
-from eslkit.plan import Step
-from eslkit.steps import apply_step
-from eslkit.store import RunStore, tensors_of
+from eslkit.store import tensors_of
 from eslkit_tsdn.models.architectures import ARCHITECTURES, Architecture
 
 __all__ = [
-    "ARCHITECTURES",
-    "DEMO_FOLDER",
     "NETWORK_FILE",
-    "Architecture",
     "describe_network",
-    "find_weights",
-    "load_network",
+    "from_file",
+    "inferred",
     "read_metadata",
+    "recognised",
     "save_network",
 ]
 
 NETWORK_FILE = "network.safetensors"
 """The name under which a training's folder keeps its network."""
-
-DEMO_FOLDER = Path("runs/demo")
-"""Where `eslkit-tsdn demo` leaves its networks unless it is told otherwise."""
 
 _VERSION = "1"
 _OWN_KEYS = ("eslkit_network", "model", "arguments")
@@ -92,65 +85,6 @@ def save_network(
     write_atomically(Path(path), safetensors.torch.save(tensors, metadata={**own, **notes}))
 
 
-def load_network(
-    path: str | Path, *, model: str | None = None, step: str | None = None
-) -> nn.Module:
-    """Builds a network and gives it the weights that lie at a path.
-
-    Args:
-        path: a file `.safetensors`, or a PyTorch file of a state_dict (`.pt`, `.pth`, `.ckpt`);
-            the folder of a run of eslkit or of `eslkit-tsdn demo` (the network that
-            Expand-Shrink-Learning ends in), or a folder with a `network.safetensors`.
-        model: name of the network, a key of `ARCHITECTURES`, where the file does not say and
-            the shapes should not decide.
-        step: name of a step of a run, such as "EL"; None for the last.
-
-    Returns:
-        The network (an `nn.Module`), on the CPU in float32 and in inference mode.
-
-    Raises:
-        InputError: nothing that can be read lies there, it belongs to no known network, or it
-            holds values that are not finite.
-        StoreError: a run's folder is damaged, or the step is not finished.
-    """
-    path = Path(path)
-    if model is not None and model not in ARCHITECTURES:
-        raise InputError(f"model={model!r} is not known; known are {', '.join(ARCHITECTURES)}.")
-    if path.is_dir():
-        network = _from_folder(path, model=model, step=step)
-    elif step is not None:
-        raise InputError(f"{path} is no folder of a run, so it has no step {step!r}.")
-    else:
-        network = _from_file(path, model=model)
-    for key, value in network.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise InputError(f"{path}: {key} holds values that are not finite; train again.")
-    return network.eval()
-
-
-def find_weights(given: str | Path | None = None) -> Path:
-    """Where the weights are that a command uses when its user names none.
-
-    Args:
-        given: what the user named; it is returned as it is.
-
-    Returns:
-        `given`, or else the folder of the demo below the working directory.
-
-    Raises:
-        InputError: none are named, and there is no finished demo.
-    """
-    if given is not None:
-        return Path(given)
-    if RunStore(DEMO_FOLDER / "esl").exists() or (DEMO_FOLDER / NETWORK_FILE).is_file():
-        return DEMO_FOLDER
-    raise InputError(
-        f"There are no weights: none were named, and {DEMO_FOLDER} (below {Path.cwd()}) holds no "
-        "run of the demo. Name a file or a run's folder with --weights, or train a small network "
-        "first: `eslkit-tsdn demo` takes about six minutes on two cores."
-    )
-
-
 def describe_network(network: nn.Module) -> str:
     """A network in a few words: class, arguments, parameters."""
     name = type(network).__name__
@@ -187,7 +121,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 # Files
 
 
-def _from_file(path: Path, *, model: str | None) -> nn.Module:
+def from_file(path: Path, *, model: str | None) -> nn.Module:
+    """The network of a file; as `eslkit_tsdn.weights.load_network` for files."""
     if path.suffix == ".safetensors":
         metadata = read_metadata(path)
         tensors = safetensors.torch.load_file(path)
@@ -195,7 +130,7 @@ def _from_file(path: Path, *, model: str | None) -> nn.Module:
             return _named(tensors, metadata, path)
     else:
         tensors = _unpickled(path)
-    return _recognised(tensors, model=model, where=path)
+    return recognised(tensors, model=model, where=path)
 
 
 def _named(tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path) -> nn.Module:
@@ -252,9 +187,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return cast(dict[str, Tensor], tensors)
 
 
-def _recognised(tensors: dict[str, Tensor], *, model: str | None, where: Path) -> nn.Module:
+def recognised(tensors: dict[str, Tensor], *, model: str | None, where: Path) -> nn.Module:
     """The network that tensors belong to, or an error that says what they are."""
-    network = _inferred(tensors, model=model)
+    network = inferred(tensors, model=model)
     if network is not None:
         return network
     first = ", ".join(f"{key} {tuple(tensors[key].shape)}" for key in sorted(tensors)[:3])
@@ -265,7 +200,7 @@ def _recognised(tensors: dict[str, Tensor], *, model: str | None, where: Path) -
     )
 
 
-def _inferred(tensors: dict[str, Tensor], *, model: str | None) -> nn.Module | None:
+def inferred(tensors: dict[str, Tensor], *, model: str | None) -> nn.Module | None:
     """The network whose state_dict has these names and shapes; None where there is none."""
     for name, architecture in ARCHITECTURES.items():
         if model in (None, name):
@@ -295,55 +230,3 @@ def _fitting_arguments(
 def _build(architecture: Architecture, arguments: Mapping[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the caller's random state is left alone
         return architecture.build(**arguments)
-
-
-# Folders
-
-
-def _from_folder(folder: Path, *, model: str | None, step: str | None) -> nn.Module:
-    if step is None and (folder / NETWORK_FILE).is_file():
-        return _from_file(folder / NETWORK_FILE, model=model)
-    for run in (RunStore(folder), RunStore(folder / "esl")):
-        if run.exists():
-            return _from_run(run, model=model, step=step)
-    raise InputError(
-        f"{folder} holds no network: neither {NETWORK_FILE} nor a run (manifest.json, or "
-        "esl/manifest.json of a demo). Pass a file of weights, or a run's folder."
-    )
-
-
-def _from_run(store: RunStore, *, model: str | None, step: str | None) -> nn.Module:
-    """The network of a step of a run, the last one unless another is named."""
-    names = [each.name for each in store.manifest().steps]
-    if step is not None and step not in names:
-        raise StoreError(f"{store.folder} has no step {step!r}; its steps are {', '.join(names)}.")
-    index = len(names) if step is None else names.index(step) + 1
-    finished = store.num_finished()
-    if index > finished:
-        ready = f"; finished are {', '.join(names[:finished])}" if finished else ""
-        raise StoreError(
-            f"Step {names[index - 1]} of the run in {store.folder} is not finished{ready}. Start "
-            "the run again to finish it, or name a finished step."
-        )
-    weights = store.weights(index)
-    plan = store.plan()
-    known = {each.build.__name__: name for name, each in ARCHITECTURES.items()}
-    model = model or known.get(plan.model.rpartition(".")[2])
-    network = _inferred(weights, model=model)
-    if network is None:  # an expanded network, which has inserted levels
-        network = _walked(store, plan.steps[:index], model=model)
-        network.load_state_dict(weights)
-    return network
-
-
-def _walked(store: RunStore, steps: tuple[Step, ...], *, model: str | None) -> nn.Module:
-    """The network of the last of these steps, built as the run built it; its weights are new."""
-    network = _recognised(store.start_weights(), model=model, where=store.folder)
-    plan = store.plan()
-    inputs = tuple(torch.zeros(shape) for shape in plan.inputs) or None
-    for step in steps:
-        init = "random" if step.phase == "expand" else "first"  # any policy gives these shapes
-        network = apply_step(
-            network, step.model_copy(update={"init": init}), plan=plan, example_inputs=inputs
-        )
-    return network
