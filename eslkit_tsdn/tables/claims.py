@@ -18,7 +18,14 @@ from eslkit_tsdn.tables.results import RowResult, TableResult, at_ratios, over_r
 
 __all__ = ["CLAIMS", "Finding", "findings"]
 
-Verdict = Literal["holds", "does not hold", "within the spread", "not measured"]
+Verdict = Literal[
+    "holds",
+    "holds, one seed",
+    "within the spread",
+    "does not hold, one seed",
+    "does not hold",
+    "not measured",
+]
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,17 @@ class _NoBetter:
         differences = _differences(tables, self.table, self.rows, ())
         if not differences:
             return Finding(self.claim, "not measured", "a row is missing")
-        better = _sign(differences) == "holds"
-        return Finding(
-            self.claim, "does not hold" if better else "holds", _said(self.rows, differences)
-        )
+        return Finding(self.claim, _REFUTED[_sign(differences)], _said(self.rows, differences))
+
+
+_REFUTED: dict[Verdict, Verdict] = {
+    "holds": "does not hold",
+    "holds, one seed": "does not hold, one seed",
+    "within the spread": "holds",
+    "does not hold, one seed": "holds, one seed",
+    "does not hold": "holds",
+}
+"""What "is better" says of "is not better"."""
 
 
 @dataclass(frozen=True)
@@ -190,15 +204,22 @@ def _differences(
 
 
 def _sign(differences: Sequence[float]) -> Verdict:
+    if len(differences) < 2:
+        return "holds, one seed" if differences[0] > 0 else "does not hold, one seed"
     mean = math.fsum(differences) / len(differences)
-    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
-    if abs(mean) <= spread:
+    if abs(mean) <= statistics.stdev(differences):
         return "within the spread"
     return "holds" if mean > 0 else "does not hold"
 
 
 def _weakest(verdicts: Sequence[Verdict]) -> Verdict:
-    order: tuple[Verdict, ...] = ("does not hold", "within the spread", "holds")
+    order: tuple[Verdict, ...] = (
+        "does not hold",
+        "does not hold, one seed",
+        "within the spread",
+        "holds, one seed",
+        "holds",
+    )
     return next(verdict for verdict in order if verdict in verdicts)
 
 

@@ -81,7 +81,7 @@ SCRATCH = "ESL beats training from scratch."
         ((31.0, 32.0, 33.0), (30.0, 31.0, 32.0), "holds"),
         ((30.0, 31.0, 32.0), (31.0, 32.0, 33.0), "does not hold"),
         ((31.0, 30.0, 32.0), (30.0, 31.0, 32.0), "within the spread"),
-        ((31.0,), (30.0,), "holds"),
+        ((31.0,), (30.0,), "holds, one seed"),
     ],
     ids=["better at every seed", "worse at every seed", "now better now worse", "one seed"],
 )
