@@ -1,16 +1,16 @@
-"""How long every step trains: iterations by step, or one budget spread over the steps by FLOPs."""
+"""How every step trains: iterations, or one budget spread by FLOPs; learning rates; a teacher."""
 
 from __future__ import annotations
 
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from eslkit.errors import InputError
 from eslkit.plan import Plan
 
-__all__ = ["Iterations", "spread"]
+__all__ = ["Iterations", "Rates", "spread", "trained_so"]
 
 T = TypeVar("T")
 
@@ -57,6 +57,38 @@ def spread(
             "of them cost."
         )
     return _with(plan, _by_flops(plan, budget, shares or {}))
+
+
+Rates = Literal["restart", "once"] | float
+"""How the learning rate runs over the steps; see `eslkit.trainer.StepContext.rate`."""
+
+
+def trained_so(plan: Plan, *, rates: Rates = "restart", teach: float = 0.0) -> Plan:
+    """A plan that tells trainers how its steps are to be trained.
+
+    Args:
+        plan: the plan, with the iterations of its steps; it is not changed.
+        rates: how the learning rate runs over the steps.
+        teach: weight of the step before as a teacher.
+
+    Raises:
+        InputError: a value that cannot be, or one rate over steps of unknown length.
+    """
+    number = isinstance(rates, (int, float)) and not isinstance(rates, bool)
+    if rates not in ("restart", "once") and not (number and 0 < rates <= 1):
+        raise InputError(
+            f"rates={rates!r}: expected 'restart', 'once', or a number above 0 and up to 1, the "
+            "height of the learning rate after the first step."
+        )
+    if not isinstance(teach, (int, float)) or not 0 <= teach < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"teach={teach!r}: expected a weight of 0 or more.")
+    free = [step.name for step in plan.steps if step.iterations is None]
+    if rates == "once" and free:
+        raise InputError(
+            f"rates='once' runs over all steps, but how long {', '.join(free)} trains is left to "
+            "the trainer: pass iterations= or budget=."
+        )
+    return plan.model_copy(update={"rates": rates, "teach": float(teach)})
 
 
 def _with(plan: Plan, counts: Sequence[int | None]) -> Plan:

@@ -114,6 +114,9 @@ def plan(
     factor: Annotated[
         float | None, typer.Option(help="least part of a width that a step keeps")
     ] = None,
+    order: Annotated[
+        str, typer.Option(help="levels narrowed first: outwards from the bottleneck, or inwards")
+    ] = "outwards",
     paper_row: Annotated[
         str | None, typer.Option("--paper", metavar="ROW", help="CSL1 to CSL3, ESL1 to ESL5")
     ] = None,
@@ -129,6 +132,10 @@ def plan(
     share: Annotated[
         list[str] | None, typer.Option(help="a step's share of the budget, as LSL2=3; each")
     ] = None,
+    rates: Annotated[
+        str, typer.Option(help="learning rate: restart, once, or 0.1: so high after the first step")
+    ] = "restart",
+    teach: Annotated[float, typer.Option(help="weight of the step before as a teacher")] = 0.0,
     seed: Annotated[int, typer.Option(help="seed of the schedule")] = 0,
     protect: ProtectOption = None,
     draw: Annotated[Path | None, typer.Option(metavar="SVG", help="draw the steps")] = None,
@@ -151,26 +158,36 @@ def plan(
         else None,
         "budget": budget,
         "shares": parse_table(share, option="--share", kind=float, plain=False) if share else None,
+        "rates": _number_or_word(rates),
+        "teach": teach,
         "seed": seed,
     }
-    order: dict[str, Any] = {
+    steps: dict[str, Any] = {
+        "order": order,
         "granularity": own or (int(granularity) if granularity.isdigit() else granularity),
         "factor": factor,
     }
     network = load_model(model)
     if source is not None:
-        made = schedule_from(load_model(source), target=network, **common, **order)
+        made = schedule_from(load_model(source), target=network, **common, **steps)
     else:
         common["width"] = parse_table(width, option="--width", kind=float) if width else 2.0
         common["depth"] = 1 if depth is None else depth
         common["at"] = at
         common["expand_init"] = expand_init
         made = (
-            schedule(network, **common, **order)
+            schedule(network, **common, **steps)
             if paper_row is None
             else paper(network, paper_row, **common)
         )
     _show(made, draw=draw, json=json, yaml=yaml)
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _show(made: Schedule, *, draw: Path | None, json: Path | None, yaml: Path | None) -> None:

@@ -156,6 +156,7 @@ def _steps(
 ) -> tuple[nn.Module, tuple[StepRecord, ...]]:
     records = list(done)
     for step in run.plan.steps:
+        before = network
         try:
             network = run.surgery(network, step)
         except EslError as error:
@@ -163,7 +164,7 @@ def _steps(
                 raise
             _stop(run, step, error, where=_where(run, step))
         if step.index > len(done):
-            weights, record = _train(run, network, step)
+            weights, record = _train(run, network, step, teacher=_teacher(run, before, step))
             records.append(record)
             kind: Literal["finished", "resumed"] = "finished"
         elif step.index == len(done) and run.store is not None:
@@ -180,7 +181,16 @@ def _where(run: _Walk, step: Step) -> str:
     return f"Step {step.name} ({step.index} of {len(run.plan.steps)})"
 
 
-def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor], StepRecord]:
+def _teacher(run: _Walk, before: nn.Module, step: Step) -> nn.Module | None:
+    """A copy of the network before, which the trainer may put on any device."""
+    if not run.plan.teach or (step.index == 1 and run.plan.source is None):
+        return None
+    return clone(before).eval().requires_grad_(False)
+
+
+def _train(
+    run: _Walk, network: nn.Module, step: Step, *, teacher: nn.Module | None
+) -> tuple[dict[str, Tensor], StepRecord]:
     """Train a copy of the network, so that only its weights come out of it."""
     store, num_steps = run.store, len(run.plan.steps)
     where = _where(run, step)
@@ -189,7 +199,7 @@ def _train(run: _Walk, network: nn.Module, step: Step) -> tuple[dict[str, Tensor
         folder = _begun(store, step, network)
     except StoreError as error:
         _stop(run, step, error, where=where)
-    context = StepContext(step, num_steps, folder, step.seed, run.plan)
+    context = StepContext(step, num_steps, folder, step.seed, run.plan, teacher)
     run.tell(Event("started", step, num_steps))
     began = time.monotonic()
     try:

@@ -17,6 +17,7 @@ from eslkit.surgery.widths import fitting_widths
 
 __all__ = [
     "Move",
+    "Order",
     "StepEntry",
     "StepList",
     "check_larger",
@@ -30,6 +31,9 @@ __all__ = [
 StepEntry = str | Sequence[str] | Mapping[str, int | float]
 StepList = Sequence[StepEntry]
 """The user's own steps: each a name, several names, or a table of widths."""
+
+Order = Literal["outwards", "inwards"]
+"""From the bottleneck to full resolution, or the other way."""
 
 _LEVEL = re.compile(r"level (\d+)")
 
@@ -57,7 +61,12 @@ def count_layers(groups: Iterable[ChannelGroup]) -> int:
 
 
 def portions(
-    graph: ChannelGraph, names: Iterable[str], *, room: int | None = None, whole: bool = False
+    graph: ChannelGraph,
+    names: Iterable[str],
+    *,
+    room: int | None = None,
+    whole: bool = False,
+    inwards: bool = False,
 ) -> list[list[str]]:
     """The groups of each channel step: the bottleneck first, groups that are tied together.
 
@@ -66,12 +75,13 @@ def portions(
         names: the groups that are not yet as wide as they are to be.
         room: layers a step; None takes a level at a time, as the paper does.
         whole: one step for all.
+        inwards: full resolution first.
     """
     wanted = set(names)
     made: list[list[str]] = []
     level: int | None = None
     left = 0
-    for unit in _units(graph, wanted):
+    for unit in _units(graph, wanted, inwards=inwards):
         size = count_layers(unit)
         if whole:
             new = not made
@@ -88,9 +98,12 @@ def portions(
     return made
 
 
-def _units(graph: ChannelGraph, wanted: set[str]) -> list[list[ChannelGroup]]:
-    """Groups that can only change together, those of the lowest resolution first."""
-    ordered = sorted((g for g in graph.resizable if g.name in wanted), key=lambda g: -g.level)
+def _units(
+    graph: ChannelGraph, wanted: set[str], *, inwards: bool = False
+) -> list[list[ChannelGroup]]:
+    """Groups that can only change together, those of the lowest resolution first, or last."""
+    sign = 1 if inwards else -1
+    ordered = sorted((g for g in graph.resizable if g.name in wanted), key=lambda g: sign * g.level)
     units: list[list[ChannelGroup]] = []
     placed: set[str] = set()
     for group in ordered:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from eslkit.budget import Iterations, spread
+from eslkit.budget import Iterations, Rates, spread, trained_so
 from eslkit.errors import InputError
 from eslkit.planners import Choices, plan_expansion, plan_scratch
 from eslkit.schedule import Schedule, check_model, own_policies
@@ -49,6 +49,8 @@ def paper(
     iterations: Iterations | None = None,
     budget: float | None = None,
     shares: Mapping[str, float] | None = None,
+    rates: Rates = "restart",
+    teach: float = 0.0,
     seed: int = 0,
 ) -> Schedule:
     """Plan a recipe by the name that the paper's Tables III and IV give it, for any model.
@@ -78,6 +80,8 @@ def paper(
         iterations: as for `schedule`.
         budget: as for `schedule`.
         shares: as for `schedule`.
+        rates: as for `schedule`; the paper has `restart`.
+        teach: as for `schedule`; the paper has 0.
         seed: as for `schedule`.
 
     Returns:
@@ -109,6 +113,7 @@ def paper(
     else:
         made = plan_scratch(model, depth=0 if whole else depth, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
+    plan = trained_so(plan, rates=rates, teach=teach)
     return Schedule(
         clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened
     )

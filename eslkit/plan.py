@@ -160,6 +160,11 @@ class Plan(_Frozen):
     the user listed, or the paper's name of the whole recipe."""
     expand_init: str
     """Init policy of the expansion."""
+    rates: Literal["restart", "once"] | Annotated[float, Field(gt=0, le=1)] = "restart"
+    """How the learning rate runs over the steps: anew in each; anew, but after the first step only
+    to this part of its height; or once over all of them."""
+    teach: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """How much the network of the step before teaches that of a step; 0 for not at all."""
     protect: tuple[str, ...] = ()
     """Names that the user asked to leave as they are."""
     inputs: tuple[tuple[int, ...], ...] = ()

@@ -11,17 +11,26 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from eslkit.draft import Draft, Planned
 from eslkit.errors import InputError, PlanError
-from eslkit.moves import Move, StepEntry, StepList, find_groups, portions, reached, table_widths
+from eslkit.moves import (
+    Move,
+    Order,
+    StepEntry,
+    StepList,
+    find_groups,
+    portions,
+    reached,
+    table_widths,
+)
 from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy, policy_of
 
-__all__ = ["Choices", "Granularity", "plan_between", "plan_expansion", "plan_scratch"]
+__all__ = ["Choices", "Granularity", "Order", "plan_between", "plan_expansion", "plan_scratch"]
 
 Granularity = str | int | StepList
 """`fine`, `one-shot`, `direct`, a number of layers a step, or the user's own list of steps."""
@@ -43,6 +52,8 @@ class Choices:
     granularity: Granularity = "fine"
     factor: float | None = None
     """The least part of its width that a group keeps in one step."""
+    order: Order = "outwards"
+    """Which levels are narrowed first."""
     expand_init: str | Policy = "random"
     example_inputs: Any = None
     protect: tuple[str, ...] = ()
@@ -62,6 +73,11 @@ class Choices:
         if self.factor is not None and not 0 < self.factor < 1:
             raise InputError(
                 f"factor={self.factor}: expected a multiplier between 0 and 1, such as 0.75"
+            )
+        if self.order not in get_args(Order):
+            raise InputError(
+                f"order={self.order!r}: expected 'outwards', from the bottleneck as in the paper, "
+                "or 'inwards', from full resolution"
             )
 
     @property
@@ -200,7 +216,9 @@ def _channel_moves(
     """All channels that are left; with a factor in several rounds over the levels."""
     while draft.targets:
         before = draft.graph.widths
-        for names in portions(draft.graph, draft.targets, room=room, whole=whole):
+        for names in portions(
+            draft.graph, draft.targets, room=room, whole=whole, inwards=chosen.order == "inwards"
+        ):
             widths = reached(draft.graph, names, draft.targets, chosen.factor)
             final = all(widths[name] == draft.targets[name] for name in names)
             yield Move(widths, refused="wait" if final else "skip")

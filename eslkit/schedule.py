@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from eslkit.budget import Iterations, spread
+from eslkit.budget import Iterations, Rates, spread, trained_so
 from eslkit.draw import draw_plan
 from eslkit.driver import Callback, walk
 from eslkit.errors import InputError, PlanError
 from eslkit.files import write_atomically
 from eslkit.manifest import StepRecord
 from eslkit.plan import Plan, Source, Step, fingerprint
-from eslkit.planners import Choices, Granularity, plan_between, plan_expansion
+from eslkit.planners import Choices, Granularity, Order, plan_between, plan_expansion
 from eslkit.steps import apply_step
 from eslkit.store import RunStore
 from eslkit.surgery.depth import clone
@@ -228,12 +228,15 @@ def schedule(
     init: str | Policy = "first",
     granularity: Granularity = "fine",
     factor: float | None = None,
+    order: Order = "outwards",
     expand_init: str | Policy = "random",
     example_inputs: Any = None,
     protect: Sequence[str] = (),
     iterations: Iterations | None = None,
     budget: float | None = None,
     shares: Mapping[str, float] | None = None,
+    rates: Rates = "restart",
+    teach: float = 0.0,
     seed: int = 0,
 ) -> Schedule:
     """Plan the Expand-Shrink-Learning of a model.
@@ -257,6 +260,8 @@ def schedule(
             `channels`, `fine channels`, `layers`, `fine layers`, `fine`, `one-shot`.
         factor: the least part of its width that a group keeps in one step, such as 0.75; the
             levels are then visited several times. None narrows each group in one go.
+        order: which level is narrowed first: `outwards` from the bottleneck, as in the paper, or
+            `inwards` from full resolution.
         expand_init: policy that fills the expanded network.
         example_inputs: what the model is called with: a tensor, a tuple of positional
             arguments or a mapping of keyword arguments; None infers it.
@@ -266,6 +271,11 @@ def schedule(
         budget: instead, what the whole schedule may cost, in iterations of the small model;
             every step gets an equal share of the FLOPs.
         shares: with a budget, how large a step's share is, by step name or pattern.
+        rates: how the learning rate runs, which the trainer asks `step.rate` for. `restart`: anew
+            in every step, as in the paper. A number such as 0.1: anew, but after the first step
+            only so high. `once`: one fall over all steps, which needs `iterations` or `budget`.
+        teach: how much the network of the step before teaches the next, beside the truth; the
+            trainer is given it as `step.teacher`. 0, as in the paper: not at all.
         seed: seed of the whole schedule; every step gets one of its own from it.
 
     Returns:
@@ -281,6 +291,7 @@ def schedule(
         init=init,
         granularity=granularity,
         factor=factor,
+        order=order,
         expand_init=expand_init,
         example_inputs=example_inputs,
         protect=tuple(protect),
@@ -291,6 +302,7 @@ def schedule(
     policies = own_policies(init, expand_init)
     made = plan_expansion(model, width=width, depth=depth, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
+    plan = trained_so(plan, rates=rates, teach=teach)
     return Schedule(
         clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened
     )
@@ -303,11 +315,14 @@ def schedule_from(
     init: str | Policy = "first",
     granularity: Granularity = "fine",
     factor: float | None = None,
+    order: Order = "outwards",
     example_inputs: Any = None,
     protect: Sequence[str] = (),
     iterations: Iterations | None = None,
     budget: float | None = None,
     shares: Mapping[str, float] | None = None,
+    rates: Rates = "restart",
+    teach: float = 0.0,
     seed: int = 0,
 ) -> Schedule:
     """Plan the way down from a large model that exists to a small one of the same form.
@@ -321,11 +336,14 @@ def schedule_from(
             of `target`.
         granularity: as for `schedule`.
         factor: as for `schedule`.
+        order: as for `schedule`.
         example_inputs: with which both models run.
         protect: as for `schedule`.
         iterations: as for `schedule`.
         budget: as for `schedule`.
         shares: as for `schedule`.
+        rates: as for `schedule`.
+        teach: as for `schedule`; the large model teaches the first step.
         seed: as for `schedule`.
 
     Returns:
@@ -343,12 +361,14 @@ def schedule_from(
         init=init,
         granularity=granularity,
         factor=factor,
+        order=order,
         example_inputs=example_inputs,
         protect=tuple(protect),
         seed=seed,
     )
     made = plan_between(source, target=target, choices=choices)
     plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
+    plan = trained_so(plan, rates=rates, teach=teach)
     policies = own_policies(init)
     return Schedule(clone(target), plan, made.inputs, policies, clone(source), made.prepared)
 

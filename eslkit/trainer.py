@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from eslkit.errors import InputError, TrainingError
 from eslkit.plan import Plan, Step
 
-__all__ = ["StepContext", "Trainer", "TrainerLike", "as_trainer", "checked_metrics"]
+__all__ = ["StepContext", "Trainer", "TrainerLike", "as_trainer", "checked_metrics", "cosine"]
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 to 0: the usual shape of a learning rate.
+
+    Args:
+        progress: how much of the training is done, from 0 to 1.
+    """
+    return 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,53 @@ class StepContext:
     """Seed of this step; torch, numpy and random are seeded with it (plus the rank)."""
     plan: Plan
     """The whole plan."""
+    teacher: nn.Module | None = None
+    """The trained network of the step before, where the plan lets it teach (`schedule(teach=)`):
+    in inference mode, without gradients, on the device that the step before left it on. Compare
+    with what it says of the same batch, weighed by `teach`. None in the first step of an expansion,
+    and where it does not teach."""
+
+    @property
+    def teach(self) -> float:
+        """Weight of the teacher beside the truth; 0 without one."""
+        return 0.0 if self.teacher is None else self.plan.teach
+
+    def rate(
+        self,
+        iteration: int,
+        *,
+        iterations: int | None = None,
+        shape: Callable[[float], float] = cosine,
+    ) -> float:
+        """Factor of the learning rate for an update, as `schedule(rates=)` wants it.
+
+        `restart` runs through the shape in every step, a number does so at that part of the height
+        in all steps but the first, `once` runs through it once over all steps.
+
+        Args:
+            iteration: updates made in this step, from 0.
+            iterations: updates of this step in all; None for those of the plan.
+            shape: share of the training that is done, from 0 to 1 -> factor.
+
+        Raises:
+            InputError: it is not known how many updates the step has, or, for `once`, any step.
+        """
+        rates = self.plan.rates
+        if rates == "once":
+            counts = [self._updates(step, None) for step in self.plan.steps]
+            done = sum(counts[: self.index - 1]) + iteration
+            return shape(done / sum(counts))
+        factor = 1.0 if rates == "restart" or self.index == 1 else rates
+        return factor * shape(iteration / self._updates(self.step, iterations))
+
+    def _updates(self, step: Step, given: int | None) -> int:
+        count = given or step.iterations
+        if count is None:
+            raise InputError(
+                f"The learning rate of step {self.name} cannot be told: the plan leaves the "
+                f"updates of {step.name} to the trainer. Plan with iterations= or budget=."
+            )
+        return count
 
     @property
     def index(self) -> int:

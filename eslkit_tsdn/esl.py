@@ -10,16 +10,18 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from eslkit.driver import Event
 from eslkit.paper import paper
 from eslkit.schedule import Result, Schedule, schedule
 from eslkit.trainer import StepContext
 from eslkit_tsdn.budget import Budget, Machine
-from eslkit_tsdn.data.source import Source
+from eslkit_tsdn.data.source import NoisyBatch, Source
 from eslkit_tsdn.fitting import Listener, fit
 from eslkit_tsdn.journal import Validate
+from eslkit_tsdn.losses import float_images, stage_l1
+from eslkit_tsdn.optimizer import learning_rate_factor
 
 __all__ = ["FitTrainer", "MakeSource", "plan_esl", "train_esl", "train_once"]
 
@@ -80,10 +82,18 @@ class FitTrainer:
         """
         source = self.source(step) if callable(self.source) else self.source
         iterations = step.iterations or self.budget.iterations
+        changes: dict[str, Any] = {"iterations": iterations}
+        how: dict[str, Any] = {}
+        if step.plan.rates != "restart":
+            how["rate"] = partial(step.rate, iterations=iterations, shape=learning_rate_factor)
+        if step.teacher is not None:
+            how["loss"] = _Taught(step.teacher, step.teach, self.budget.weights)
+            changes["weights"] = None
         losses = self.method(
             model,
             source,
-            budget=self.budget.model_copy(update={"iterations": iterations}),
+            **how,
+            budget=self.budget.model_copy(update=changes),
             seed=step.seed,
             folder=step.folder,
             listener=None if self.listener is None else partial(self.listener, step),
@@ -92,6 +102,22 @@ class FitTrainer:
             checkpoint_every=self.checkpoint_every,
         )
         return {**losses, **(self.validate(model) if self.validate else {})}
+
+
+class _Taught:
+    """L1 on the image of every stage, against the truth and against the teacher's image."""
+
+    def __init__(
+        self, teacher: nn.Module, weight: float, stages: Sequence[float] | None = None
+    ) -> None:
+        self.teacher, self.weight, self.stages = teacher, weight, stages
+
+    def __call__(self, network: nn.Module, batch: NoisyBatch) -> Tensor:
+        images = float_images(network(batch.noisy))
+        with torch.no_grad():
+            told = float_images(self.teacher.to(batch.noisy.device)(batch.noisy))[-1]
+        true = stage_l1(images, batch.clean, weights=self.stages)
+        return true + self.weight * stage_l1(images, told, weights=self.stages)
 
 
 def train_esl(

@@ -79,6 +79,7 @@ def fit(
     *,
     budget: Budget,
     loss: Loss | None = None,
+    rate: Callable[[int], float] | None = None,
     seed: int = 0,
     folder: Path | None = None,
     listener: Listener | None = None,
@@ -95,6 +96,7 @@ def fit(
         budget: how long, how fast, in which arithmetic.
         loss: of a network and a batch; None for L1 on the image of every stage, times
             `budget.weights`.
+        rate: updates made -> factor of the learning rate, instead of the paper's.
         seed: of torch, NumPy and Python while it trains; the caller's generators are left alone.
         folder: keeps a checkpoint, from which the same call goes on, and the trained weights.
         listener: is told how far it is.
@@ -131,6 +133,7 @@ def fit(
     module = DenoisingModule(
         network,
         loss=loss,
+        rate=rate,
         **budget.model_dump(exclude={"precision"}),
     )
     every = checkpoint_every or max(50, budget.iterations // 200)

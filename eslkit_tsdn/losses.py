@@ -25,6 +25,7 @@ __all__ = [
     "all_stages_l1",
     "cbdnet_criterion",
     "cbdnet_loss",
+    "float_images",
     "last_stage_l1",
     "one_stage_l1",
     "stage_l1",
@@ -84,9 +85,17 @@ def all_stages_l1(
     Raises:
         InputError: another number of weights than of stages.
     """
-    outputs = network(batch.noisy)
-    images = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    return stage_l1([image.float() for image in images], batch.clean, weights=weights)
+    return stage_l1(float_images(network(batch.noisy)), batch.clean, weights=weights)
+
+
+def float_images(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """The images that a network gave, in float32, whatever it computes in.
+
+    Args:
+        outputs: one image, or those of all stages.
+    """
+    images: Sequence[Tensor] = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    return [image.float() for image in images]
 
 
 def last_stage_l1(network: nn.Module, batch: NoisyBatch) -> Tensor:

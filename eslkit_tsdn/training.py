@@ -32,6 +32,7 @@ class DenoisingModule(LightningModule):
         channels_last: memory layout of the network and of its input while it trains.
         compiled: train through torch.compile.
         fused: let Adam update all parameters in one kernel.
+        rate: updates made -> factor of the learning rate, instead of the paper's.
 
     Raises:
         InputError: iterations below 1, a learning rate that is not positive, or stage weights
@@ -49,6 +50,7 @@ class DenoisingModule(LightningModule):
         channels_last: bool = True,
         compiled: bool = False,
         fused: bool = False,
+        rate: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__()
         if iterations < 1:
@@ -61,7 +63,7 @@ class DenoisingModule(LightningModule):
                 "leave them out, and weigh the stages in your own loss."
             )
         self.network = network
-        self.iterations, self.lr, self.fused = iterations, lr, fused
+        self.iterations, self.lr, self.fused, self.rate = iterations, lr, fused, rate
         self.channels_last = channels_last
         self.loss = loss or partial(all_stages_l1, weights=weights)
         # In a tuple, so that its parameters are not registered a second time.
@@ -84,7 +86,11 @@ class DenoisingModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with the paper's steps of the learning rate, counted in iterations."""
         optimizer, scheduler = make_optimizer(
-            self.network, lr=self.lr, iterations=self.iterations, fused=self.fused
+            self.network,
+            lr=self.lr,
+            iterations=self.iterations,
+            rate=self.rate,
+            fused=self.fused,
         )
         return {
             "optimizer": optimizer,

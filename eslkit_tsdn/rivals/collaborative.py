@@ -23,7 +23,7 @@ from eslkit.surgery.depth import clone
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.source import NoisyBatch, Source
 from eslkit_tsdn.fitting import Listener
-from eslkit_tsdn.losses import Loss, stage_l1
+from eslkit_tsdn.losses import Loss, float_images, stage_l1
 from eslkit_tsdn.rivals.costs import TrainedPart, TrainingCost, batch_like, macs_of, macs_until
 from eslkit_tsdn.rivals.embeddings import (
     Embedded,
@@ -35,7 +35,7 @@ from eslkit_tsdn.rivals.embeddings import (
 )
 from eslkit_tsdn.rivals.running import Frozen, Run, divided, in_training
 from eslkit_tsdn.rivals.taps import features, num_descents, reached, replaced
-from eslkit_tsdn.rivals.truth import Truth, float_images
+from eslkit_tsdn.rivals.truth import Truth
 
 __all__ = ["collaborative_cost", "distil_collaboratively", "num_embedding_parameters"]
 

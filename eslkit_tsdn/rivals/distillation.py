@@ -18,7 +18,7 @@ from eslkit.surgery.depth import clone
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.source import NoisyBatch, Source
 from eslkit_tsdn.fitting import Listener
-from eslkit_tsdn.losses import Loss
+from eslkit_tsdn.losses import Loss, float_images
 from eslkit_tsdn.rivals.costs import TrainedPart, TrainingCost, batch_like, macs_of
 from eslkit_tsdn.rivals.embeddings import (
     Embedded,
@@ -29,7 +29,7 @@ from eslkit_tsdn.rivals.embeddings import (
 )
 from eslkit_tsdn.rivals.running import Frozen, Run, in_training
 from eslkit_tsdn.rivals.taps import in_order, watched
-from eslkit_tsdn.rivals.truth import Truth, float_images
+from eslkit_tsdn.rivals.truth import Truth
 
 __all__ = ["distil", "distil_cost"]
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from eslkit_tsdn.data.source import NoisyBatch
-from eslkit_tsdn.losses import Loss, stage_l1
+from eslkit_tsdn.losses import Loss, float_images, stage_l1
 from eslkit_tsdn.rivals.taps import watched
 
-__all__ = ["Truth", "float_images"]
+__all__ = ["Truth"]
 
 
 class Truth:
@@ -38,9 +37,3 @@ class Truth:
     def against(self, images: Sequence[Tensor], wanted: Tensor) -> Tensor:
         """L1 of the images that were handed on against any image."""
         return stage_l1(images, wanted, weights=self.weights if self.loss is None else None)
-
-
-def float_images(outputs: Any) -> list[Tensor]:
-    """The images that a network gave, in float32, whatever it computes in."""
-    images: Sequence[Tensor] = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    return [image.float() for image in images]

@@ -194,6 +194,14 @@ def test_a_factor_narrows_gently_in_several_rounds(width: float, factor: float) 
         plan_of(factor=1)
 
 
+def test_inwards_narrows_full_resolution_first() -> None:
+    outwards, inwards = told(plan_of()), told(plan_of(order="inwards"))
+    assert [widths for _, widths in inwards] == [widths for _, widths in reversed(outwards)]
+    assert len(inwards) == 3
+    with pytest.raises(InputError, match="order='sideways': expected 'outwards'"):
+        plan_of(order="sideways")
+
+
 @given(
     st.lists(st.integers(2, 64), min_size=2, max_size=2),
     st.integers(2, 5),

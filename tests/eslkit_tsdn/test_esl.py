@@ -10,9 +10,10 @@ from torch import nn
 
 from eslkit.errors import StoreError
 from eslkit.store import RunStore
+from eslkit.trainer import StepContext
 from eslkit_tsdn.budget import Budget, Machine
 from eslkit_tsdn.data.crops import BatchSource
-from eslkit_tsdn.esl import FitTrainer, train_esl, train_once
+from eslkit_tsdn.esl import FitTrainer, plan_esl, train_esl, train_once
 from eslkit_tsdn.fitting import fit
 from eslkit_tsdn.models import TSDN
 from tests.eslkit_tsdn.fakes import drawn_photos
@@ -94,3 +95,39 @@ def test_a_row_of_the_paper_s_tables():
     result = train_esl(network(1), source(), budget=BUDGET, machine=CPU, row="ESL5", seed=1)
     first, _ = result.records
     assert first.name == "EL"
+
+
+def test_a_teacher_and_a_falling_rate_are_those_of_a_plain_loop():
+    """Two steps by hand: L1 against the truth and half as much against the step before."""
+    start, data, rates = network(), source(), list[float]()
+    options = {"granularity": "one-shot", "depth": 0, "teach": 0.5, "rates": "once"}
+    result = train_esl(start, data, budget=BUDGET, machine=CPU, **options)
+
+    def by_hand(model: nn.Module, step: StepContext) -> None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=BUDGET.lr)
+        model.train()
+        for k in range(BUDGET.iterations):
+            done = ((step.index - 1) * BUDGET.iterations + k) / (2 * BUDGET.iterations)
+            [group] = optimizer.param_groups
+            group["lr"] = BUDGET.lr * (1 if done < 1 / 2 else 0.5 if done < 5 / 6 else 0.1)
+            rates.append(group["lr"])
+            batch = data.batch(k)
+            images = model(batch.noisy)
+            loss = sum((image - batch.clean).abs().mean() for image in images)
+            if step.index > 1:
+                assert step.teacher is not None
+                told = step.teacher(batch.noisy)
+                loss = loss + 0.5 * sum((image - told).abs().mean() for image in images)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    plan = plan_esl(start, data, budget=BUDGET, **options)
+    expected = plan.run(by_hand)
+    assert rates[:3] == [1e-2] * 3
+    assert rates[3:] == pytest.approx([5e-3, 5e-3, 1e-3])
+    theirs = expected.model.state_dict()
+    for key, value in result.model.state_dict().items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-6)
+    plain = train_esl(start, data, budget=BUDGET, machine=CPU, **{**options, "teach": 0.0})
+    assert not same_bits(plain.model, result.model)

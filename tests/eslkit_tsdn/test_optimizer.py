@@ -12,7 +12,7 @@ from eslkit_tsdn.optimizer import learning_rate_factor, make_optimizer
     "epoch, rate", [(0, 1e-4), (149, 1e-4), (150, 5e-5), (249, 5e-5), (250, 1e-5), (299, 1e-5)]
 )
 def test_the_papers_epochs(epoch, rate):
-    assert 1e-4 * learning_rate_factor(epoch, iterations=300) == pytest.approx(rate)
+    assert 1e-4 * learning_rate_factor(epoch / 300) == pytest.approx(rate)
 
 
 def test_every_update_has_its_rate():
