@@ -1,0 +1,69 @@
+"""`python -m benchmarks.pays run|show`."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from typing import Any
+
+from benchmarks.pays.study import carry_out_all, read, runs_of
+
+Cells = dict[tuple[str, str, int], dict[str, list[dict[str, Any]]]]
+
+
+def show(part: str) -> None:
+    known = read()
+    cells: Cells = defaultdict(lambda: defaultdict(list))
+    for run in runs_of(part):
+        if run.id in known:
+            cells[run.task, run.size, run.budget][run.name].append(known[run.id])
+    measures = {"denoise": "psnr_x300", "segment": "miou"}
+    for (task, size, budget), rows in sorted(cells.items()):
+        print(f"\n{task} {size}, {budget} updates' worth: {measures[task]}, validation / test")
+        for name, records in rows.items():
+            figures = [
+                [record[split][measures[task]] for record in records]
+                for split in ("validation", "test")
+            ]
+            told = " / ".join(
+                f"{statistics.mean(f):.2f}"
+                + (f" ± {statistics.stdev(f):.2f}" if len(f) > 1 else "")
+                for f in figures
+            )
+            seconds = statistics.median(record["seconds"] for record in records)
+            print(f"  {name:32s} {told}  ({len(records)} seeds, {seconds:.0f} s)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["run", "show"])
+    parser.add_argument("parts", nargs="+")
+    parser.add_argument("--data", default="packaged")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--hours", type=float, default=1e9)
+    parser.add_argument("--only", default="", help="task and size, as 'denoise 4-8-16'")
+    asked = parser.parse_args()
+    if asked.what == "show":
+        for part in asked.parts:
+            show(part)
+        return
+    runs = [
+        run
+        for part in asked.parts
+        for run in runs_of(part)
+        if f"{run.task} {run.size}".startswith(asked.only)
+    ]
+    for record in carry_out_all(
+        runs, data=asked.data, processes=asked.processes, hours=asked.hours
+    ):
+        figure = {name: round(value, 3) for name, value in record["test"].items()}
+        print(
+            f"{record['task']} {record['size']} {record['budget']} {record['name']} seed "
+            f"{record['seed']}: {figure} ({record['seconds']} s)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

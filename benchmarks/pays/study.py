@@ -1,0 +1,210 @@
+"""Which runs there are, and what is known of them already."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pays.ways import Way, carry_out
+
+__all__ = ["RESULTS", "Run", "carry_out_all", "read", "runs_of"]
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way, one task, one size, one budget, one seed."""
+
+    task: str
+    size: str
+    name: str
+    """What the way is called."""
+    way: Way
+    budget: int
+    seed: int
+
+    def told(self) -> dict[str, Any]:
+        """For a file."""
+        return {
+            "task": self.task,
+            "size": self.size,
+            "way": self.way.told(),
+            "budget": self.budget,
+            "seed": self.seed,
+        }
+
+    @property
+    def id(self) -> str:
+        """Of all that counts."""
+        return hashlib.sha256(json.dumps(self.told(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read() -> dict[str, dict[str, Any]]:
+    """What is known, by identity."""
+    if not RESULTS.exists():
+        return {}
+    lines = (json.loads(line) for line in RESULTS.read_text("utf-8").splitlines())
+    return {line["id"]: line for line in lines}
+
+
+def _keep(record: dict[str, Any]) -> None:
+    with RESULTS.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(record) + "\n")
+
+
+def _begin() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _done(given: tuple[Run, str]) -> dict[str, Any]:
+    import torch
+
+    from benchmarks.pays.tasks import task
+
+    run, data = given
+    work, began = task(run.task, data), time.perf_counter()
+    outcome = carry_out(run.way, work, run.size, budget=run.budget, seed=run.seed)
+    return {
+        "id": run.id,
+        "name": run.name,
+        **run.told(),
+        "cost": round(outcome.cost, 1),
+        "iterations": outcome.iterations,
+        "validation": work.validate(outcome.network),
+        "test": work.test(outcome.network),
+        "steps": outcome.steps,
+        "seconds": round(time.perf_counter() - began, 1),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, one thread",
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def carry_out_all(
+    runs: Iterable[Run], *, data: str, processes: int, hours: float
+) -> Iterator[dict[str, Any]]:
+    """Carry out what is not known yet, the cheapest first; stopped, it goes on where it was."""
+    known, end = read(), time.monotonic() + 3600 * hours
+    left = sorted(
+        {run.id: run for run in runs if run.id not in known}.values(), key=lambda run: run.budget
+    )
+    pending = ((run, data) for run in left if time.monotonic() < end)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, initializer=_begin) as pool:
+        waiting = [pool.apply_async(_done, (each,)) for each in islice(pending, processes)]
+        while waiting:
+            for result in waiting:
+                result.wait(0.2)
+                if result.ready():
+                    waiting.remove(result)
+                    record = result.get()
+                    _keep(record)
+                    yield record
+                    following = next(pending, None)
+                    if following is not None:
+                        waiting.append(pool.apply_async(_done, (following,)))
+                    break
+
+
+PAPER: dict[str, Any] = {}
+"""`eslkit.schedule` as it comes is the paper's ESL3."""
+
+STEPS = {"denoise": 7, "segment": 6}
+"""Trainings of ESL, the expanded network's among them: so often does the control restart."""
+
+BASELINES: dict[str, Way] = {
+    "scratch": Way(),
+    "restarts": Way(restarts=0),
+    "ESL": Way(walk=PAPER),
+    "ESL one-shot": Way(walk={"granularity": "one-shot"}),
+    "prune and finetune": Way(walk={"granularity": "direct", "init": "l1"}, spread="flops"),
+    "distillation": Way(distil=True),
+}
+"""Other ways to spend a budget; the control that restarts does so as often as ESL has trainings."""
+
+
+def _walks(**walk: Any) -> Way:
+    return Way(walk=walk, spread="flops")
+
+
+KNOBS: dict[str, Way] = {
+    "equal FLOPs a step": _walks(),
+    "half for the last step": Way(walk=PAPER, spread="last"),
+    "half for the first step": Way(walk=PAPER, spread="first 1"),
+    "depth 0": _walks(depth=0),
+    "one-shot": _walks(granularity="one-shot"),
+    "direct": _walks(granularity="direct"),
+    "last": _walks(init="last"),
+    "combined": _walks(init="combined"),
+    "l1": _walks(init="l1"),
+    "taylor": _walks(init="taylor"),
+    "least squares": _walks(init="least_squares"),
+    "inwards": _walks(order="inwards"),
+    "factor 0.75": _walks(factor=0.75),
+    "rates once": _walks(rates="once"),
+    "rates 0.3": _walks(rates=0.3),
+    "rates 0.1": _walks(rates=0.1),
+    "teach 0.5": _walks(teach=0.5),
+    "teach 1": _walks(teach=1.0),
+    "carry": Way(walk=PAPER, spread="flops", carry=True),
+    "soft": _walks(factor=0.9, rates="once", init="l1"),
+    "soft, carry": Way(
+        walk={"factor": 0.9, "rates": "once", "init": "l1"}, spread="flops", carry=True
+    ),
+    "trained start, preserve": Way(
+        walk={"expand_init": "preserve", "depth": 0}, spread="flops", start=0.3
+    ),
+    "trained start, split and merge": Way(
+        walk={"expand_init": "split", "init": "merge", "depth": 0}, spread="flops", start=0.3
+    ),
+}
+"""Each knob alone, against ESL with as much computation in each step."""
+
+BUDGETS = (1000, 4000, 16000, 64000)
+
+
+def runs_of(part: str) -> list[Run]:
+    """The runs of a part of the study."""
+    both = [(t, s) for t in ("denoise", "segment") for s in ("4-8-16", "8-16-32")]
+    if part == "rate":
+        return [
+            Run(t, s, f"scratch, lr {lr:g}", Way(lr=lr), 4000, 0)
+            for t, s in both
+            for lr in (1e-3, 2e-3, 4e-3, 8e-3)
+        ]
+    if part == "saturation":
+        return [
+            Run(t, s, "scratch", Way(), budget, 0)
+            for t, s in both
+            for budget in (2000, 8000, 32000, 128000)
+        ]
+    if part == "baselines":
+        return [
+            Run(t, s, name, way if way.restarts else Way(restarts=STEPS[t]), budget, seed)
+            for t, s in both
+            for budget in BUDGETS
+            for name, way in BASELINES.items()
+            for seed in range(3)
+        ]
+    if part == "knobs":
+        return [
+            Run(t, "4-8-16", name, way, 16000, seed)
+            for t in ("denoise", "segment")
+            for name, way in KNOBS.items()
+            for seed in range(2)
+        ]
+    raise SystemExit(f"There is no part {part!r}; there are rate, saturation, baselines, knobs.")

@@ -1,0 +1,223 @@
+"""Two tasks of different kinds: raw denoising, and segmentation of drawn scenes.
+
+`denoise`: a U-Net for packed raw crops of photographs with the calibrated noise of a Sony A7S II
+(L1; PSNR after ELD's correction of brightness). `segment`: MONAI's U-Net for scenes of ellipses,
+rectangles, triangles and crosses that no grey level tells apart (cross entropy; mean intersection
+over union). Each has two sizes of the small network; validation data choose, test data confirm.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.pays.pools import Pool
+
+Score = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something that a network is trained for."""
+
+    name: str
+    sizes: Mapping[str, tuple[int, ...]]
+    """Widths of the small networks, by name."""
+    build: Callable[[tuple[int, ...]], nn.Module]
+    example: Tensor
+    batch_size: int
+    pool: Pool
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """(output, target) -> scalar."""
+    agree: Callable[[Tensor, Tensor], Tensor]
+    """(output, the teacher's output) -> scalar."""
+    validate: Score
+    test: Score
+    measure: str
+    """The figure that counts."""
+    lr: float
+    """Learning rate at the start, the best for scratch training (see `docs`)."""
+
+    def small(self, size: str, *, seed: int) -> nn.Module:
+        """The small network before any training."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.build(self.sizes[size])
+
+    def batch(self, index: int, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Input and target."""
+        x, y = self.pool.batch(index, size=self.batch_size, seed=seed)
+        return x.float(), y.float() if y.dtype == torch.float16 else y.long()
+
+
+CACHE = Path(tempfile.gettempdir()) / "eslkit-pays"
+
+
+@lru_cache(maxsize=2)
+def task(name: str, data: str) -> Task:
+    """A task by name.
+
+    Args:
+        name: `denoise` or `segment`.
+        data: pictures for `denoise`, as for `eslkit_tsdn.datasets.open_dataset`.
+    """
+    return {"denoise": _denoise, "segment": lambda _: _segment()}[name](data)
+
+
+# Raw denoising
+
+
+def _denoise(data: str) -> Task:
+    from eslkit_tsdn.data.crops import BatchSource
+    from eslkit_tsdn.data.folders import folder_photos, split_by_folder
+    from eslkit_tsdn.data.photos import packaged_photos, photos_digest, split
+    from eslkit_tsdn.evaluation import evaluate, test_pairs
+    from eslkit_tsdn.metrics import illuminance_correct, psnr
+    from eslkit_tsdn.models import UNet
+
+    if data == "packaged":
+        photos = packaged_photos()
+        train, test = split(photos)
+    else:
+        photos = folder_photos(data)
+        train, test = split_by_folder(photos, max_test=24)
+    every = max(2, len(train) // 12)
+    validation = train[every // 2 :: every]
+    learnt = [
+        photo for photo in train if photo not in validation and min(photo.packed.shape[1:]) > 32
+    ]
+
+    def draw(block: int) -> tuple[np.ndarray, ...]:
+        source = BatchSource(learnt, batch_size=256, crop=32, seed=f"pays/{block}", gain=4.0)
+        batch = source.batch(0)
+        return batch.noisy.half().numpy(), batch.clean.half().numpy()
+
+    def compare(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"psnr": psnr(illuminance_correct(pred, target).clamp(0, 1), target)}
+
+    def scored(photos: object, largest: int) -> Score:
+        pairs = test_pairs(photos, gain=4.0, largest=largest)  # type: ignore[arg-type]
+        return lambda network: evaluate(network, pairs, compare=compare)
+
+    return Task(
+        name="denoise",
+        sizes={"4-8-16": (4, 8, 16), "8-16-32": (8, 16, 32)},
+        build=UNet,
+        example=torch.zeros(1, 4, 32, 32),
+        batch_size=16,
+        pool=Pool(CACHE / f"denoise-{photos_digest(photos)[:16]}", blocks=512, draw=draw),
+        loss=F.l1_loss,
+        agree=F.l1_loss,
+        validate=scored(validation, 160),
+        test=scored(test, 256),
+        measure="psnr_x300",
+        lr=2e-3,
+    )
+
+
+# Segmentation
+
+SIDE = 64
+KINDS = 4
+
+
+def scenes(count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Grey pictures (count, 1, 64, 64) of shapes on shapes, and what each pixel belongs to.
+
+    Brightness, texture, size and turn say nothing about the kind, so that a network has to see
+    outlines: 0 background, 1 ellipse, 2 rectangle, 3 triangle, 4 cross.
+    """
+    rng = np.random.default_rng((1871, seed))
+    y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
+    pictures = np.empty((count, 1, SIDE, SIDE), np.float32)
+    labels = np.zeros((count, SIDE, SIDE), np.uint8)
+    for i in range(count):
+        picture = rng.uniform(0.2, 0.8) + 0.15 * _waves(rng, x, y)
+        for _ in range(rng.integers(3, 7)):
+            kind = int(rng.integers(1, KINDS + 1))
+            inside = _shape(rng, kind, x, y)
+            picture = np.where(inside, rng.uniform(0, 1) + 0.15 * _waves(rng, x, y), picture)
+            labels[i][inside] = kind
+        pictures[i, 0] = picture + rng.normal(0, rng.uniform(0.05, 0.25), picture.shape)
+    return pictures, labels
+
+
+def _waves(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    a, b, c = rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6), rng.uniform(0, 2 * math.pi)
+    return np.sin(a * x + b * y + c)
+
+
+def _shape(rng: np.random.Generator, kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    angle, size = rng.uniform(0, 2 * math.pi), rng.uniform(6, 14)
+    dx, dy = x - rng.uniform(4, SIDE - 4), y - rng.uniform(4, SIDE - 4)
+    u = (math.cos(angle) * dx + math.sin(angle) * dy) / size
+    v = (-math.sin(angle) * dx + math.cos(angle) * dy) / size / rng.uniform(0.6, 1.0)
+    if kind == 1:
+        return u**2 + v**2 < 1
+    if kind == 2:
+        return (abs(u) < 0.9) & (abs(v) < 0.9)
+    if kind == 3:
+        return (v > -0.6) & (v < 1.1 - 1.9 * abs(u))
+    return ((abs(u) < 0.33) & (abs(v) < 1)) | ((abs(v) < 0.33) & (abs(u) < 1))
+
+
+def _segment() -> Task:
+    from monai.networks.nets import UNet
+
+    def build(widths: tuple[int, ...]) -> nn.Module:
+        return UNet(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=KINDS + 1,
+            channels=widths,
+            strides=(2,) * (len(widths) - 1),
+        )
+
+    def draw(block: int) -> tuple[np.ndarray, ...]:
+        pictures, labels = scenes(256, seed=1000 + block)
+        return pictures.astype(np.float16), labels
+
+    def scored(seed: int) -> Score:
+        pictures, labels = (torch.from_numpy(a) for a in scenes(256, seed=seed))
+
+        def score(network: nn.Module) -> dict[str, float]:
+            training = network.training
+            with torch.inference_mode():
+                network.eval()
+                found = torch.cat([network(part).argmax(1) for part in pictures.split(32)])
+            network.train(training)
+            unions: list[float] = []
+            for kind in range(KINDS + 1):
+                a, b = found == kind, labels == kind
+                unions.append(float((a & b).sum()) / max(1.0, float((a | b).sum())))
+            return {"miou": 100 * sum(unions) / len(unions)}
+
+        return score
+
+    def agree(output: Tensor, told: Tensor) -> Tensor:
+        ours, theirs = output.log_softmax(1), told.log_softmax(1)
+        return F.kl_div(ours, theirs, log_target=True, reduction="none").sum(1).mean()
+
+    return Task(
+        name="segment",
+        sizes={"4-8-16": (4, 8, 16), "8-16-32": (8, 16, 32)},
+        build=build,
+        example=torch.zeros(1, 1, SIDE, SIDE),
+        batch_size=8,
+        pool=Pool(CACHE / "segment-1", blocks=256, draw=draw),
+        loss=F.cross_entropy,
+        agree=agree,
+        validate=scored(1),
+        test=scored(2),
+        measure="miou",
+        lr=4e-3,
+    )

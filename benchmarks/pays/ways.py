@@ -1,0 +1,280 @@
+"""Ways to spend a budget on a small network.
+
+A budget is what so many updates of the small network cost. A backward pass is taken for two
+forward passes; a teacher's forward pass counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+import eslkit
+from benchmarks.pays.tasks import Task
+from benchmarks.pays.training import train
+from eslkit.budget import spread, trained_so
+from eslkit.plan import Plan
+from eslkit.surgery.depth import clone
+from eslkit.surgery.optimizers import inherit_optimizer
+from eslkit.surgery.policies import Policy, least_squares, taylor
+from eslkit.trainer import StepContext, cosine
+
+__all__ = ["Outcome", "Way", "carry_out"]
+
+CALIBRATION = 8
+"""Batches that policies look at; no training sees them as a whole."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a budget is spent."""
+
+    restarts: int = 1
+    """Without a walk: so many trainings of the small network, one after the other, of one length;
+    each starts the learning rate anew."""
+    walk: Mapping[str, Any] | None = None
+    """Options of `eslkit.schedule`; None stays with the small network."""
+    spread: str = "iterations"
+    """Over the steps: `iterations` as many each, as the paper has it; `flops` as much computation
+    each; `last`: half of all computation for the last step, the rest in equal parts."""
+    start: float = 0.0
+    """Part of the budget that the small network is trained with before it is expanded."""
+    distil: bool = False
+    """The small network anew, taught by the expanded one, each with half of the budget."""
+    carry: bool = False
+    """Whether Adam's moments are carried over with the weights."""
+    lr: float | None = None
+    """Learning rate in place of the task's."""
+
+    def told(self) -> dict[str, Any]:
+        """For a file: what differs from the defaults."""
+        plain = Way()
+        return {
+            name: dict(value) if isinstance(value, Mapping) else value
+            for name in self.__dataclass_fields__
+            if (value := getattr(self, name)) != getattr(plain, name)
+        }
+
+
+@dataclass
+class Outcome:
+    """What came of it."""
+
+    network: nn.Module
+    cost: float
+    """What was spent, in updates of the small network."""
+    iterations: int
+    """Updates of all trainings."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """Of each training: name, updates, the validation figure before, during and after."""
+
+
+def carry_out(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outcome:
+    """Spend a budget.
+
+    Args:
+        way: how.
+        task: on what.
+        size: which small network.
+        budget: what it may cost, in updates of the small network.
+        seed: of weights and batches.
+    """
+    if way.distil:
+        return _distilled(way, task, size, budget=budget, seed=seed)
+    if way.walk is None:
+        return _scratch(way, task, size, budget=budget, seed=seed)
+    return _walked(way, task, size, budget=budget, seed=seed)
+
+
+def _scratch(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outcome:
+    network = task.small(size, seed=seed)
+    each = [budget // way.restarts + (i < budget % way.restarts) for i in range(way.restarts)]
+    steps = []
+    for index, count in enumerate(each):
+        log = _Log(task, network, f"part {index + 1}", count)
+        train(
+            network,
+            task,
+            iterations=count,
+            seed=_batches(seed, index),
+            rate=lambda k, count=count: cosine(k / count),
+            watch=log,
+            lr=way.lr,
+        )
+        steps.append(log.told)
+    return Outcome(network, budget, budget, steps)
+
+
+def _distilled(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outcome:
+    small = task.small(size, seed=seed)
+    plan = eslkit.schedule(small, granularity="direct", example_inputs=task.example).plan
+    large, base = plan.steps[0].macs, plan.base_macs
+    large_count = int(budget / 2 * base / large)
+    small_count = int(budget / 2 / (1 + large / base / 3))
+    kept: list[nn.Module] = []
+    teach: dict[str, Any] = {"seed": _batches(seed, 0), "iterations": large_count, "lr": way.lr}
+
+    def expanded(network: nn.Module, step: StepContext) -> None:
+        if step.index > 1:
+            return  # only the expanded network is wanted
+        log = _Log(task, network, "teacher", large_count)
+        train(network, task, rate=lambda k: cosine(k / large_count), watch=log, **teach)
+        steps.append(log.told)
+        kept.append(clone(network).eval().requires_grad_(False))
+
+    steps: list[dict[str, Any]] = []
+    eslkit.schedule(small, granularity="direct", example_inputs=task.example, seed=seed).run(
+        expanded
+    )
+    log = _Log(task, small, "student", small_count)
+    train(
+        small,
+        task,
+        iterations=small_count,
+        seed=_batches(seed, 1),
+        rate=lambda k: cosine(k / small_count),
+        teacher=kept[0],
+        teach=1.0,
+        watch=log,
+        lr=way.lr,
+    )
+    steps.append(log.told)
+    cost = large_count * large / base + small_count * (1 + large / base / 3)
+    return Outcome(small, cost, large_count + small_count, steps)
+
+
+def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outcome:
+    options = dict(way.walk or {})
+    rates, teach = options.pop("rates", "restart"), options.pop("teach", 0.0)
+    options["init"] = _policy(options.get("init", "first"), task)
+    small, first = task.small(size, seed=seed), round(way.start * budget)
+    steps: list[dict[str, Any]] = []
+    if first:
+        log = _Log(task, small, "start", first)
+        train(
+            small,
+            task,
+            iterations=first,
+            seed=_batches(seed, 99),
+            rate=lambda k: cosine(k / first),
+            watch=log,
+            lr=way.lr,
+        )
+        steps.append(log.told)
+    made = eslkit.schedule(small, example_inputs=task.example, seed=seed, **options)
+    costs = _costs(made.plan, teach)
+    counts = _counts(way.spread, costs, budget - first)
+    plan = trained_so(spread(made.plan, iterations=counts), rates=rates, teach=teach)
+    trainer = _Trainer(way, task, seed, options["init"], steps)
+    result = replace(made, plan=plan).run(trainer)
+    cost = first + sum(n * c for n, c in zip(counts, costs, strict=True))
+    return Outcome(result.model, cost, first + sum(counts), steps)
+
+
+def _costs(plan: Plan, teach: float) -> list[float]:
+    """Of an update of each step, in updates of the small network."""
+    own = [step.macs / plan.base_macs for step in plan.steps]
+    asked = [0.0, *own[:-1]] if teach else [0.0] * len(own)
+    return [cost + teacher / 3 for cost, teacher in zip(own, asked, strict=True)]
+
+
+def _counts(how: str, costs: Sequence[float], budget: float) -> list[int]:
+    weights = [1.0] * len(costs)
+    if how != "iterations":
+        weights = [1 / cost for cost in costs]
+    if how == "last":
+        weights[-1] *= len(costs) - 1
+    elif how.startswith("first"):
+        weights[0] *= float(how.removeprefix("first ")) * (len(costs) - 1)
+    each = budget / sum(w * c for w, c in zip(weights, costs, strict=True))
+    return [max(1, int(each * weight)) for weight in weights]
+
+
+def _policy(name: str, task: Task) -> str | Policy:
+    """Policies that look at data get batches of their own."""
+    if name not in ("taylor", "least_squares"):
+        return name
+    batches = [task.batch(index, seed=777) for index in range(CALIBRATION)]
+    if name == "taylor":
+        return taylor(batches, lambda network, pair: task.loss(network(pair[0]), pair[1]))
+    return least_squares(batches, inputs=lambda pair: pair[0])
+
+
+@dataclass
+class _Trainer:
+    """Trains the steps of a walk."""
+
+    way: Way
+    task: Task
+    seed: int
+    init: str | Policy
+    steps: list[dict[str, Any]]
+    before: tuple[nn.Module, torch.optim.Optimizer] | None = None
+
+    def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
+        count = step.iterations or 1
+        log = _Log(self.task, model, step.name, count)
+        optimizer = train(
+            model,
+            self.task,
+            iterations=count,
+            seed=_batches(self.seed, step.index),
+            rate=step.rate,
+            teacher=step.teacher,
+            teach=step.teach,
+            begin=self._begin(model, step),
+            watch=log,
+            lr=self.way.lr,
+        )
+        if self.way.carry:
+            self.before = (model, optimizer)
+        self.steps.append(log.told)
+        return {"validation": log.told["after"]}
+
+    def _begin(
+        self, model: nn.Module, step: StepContext
+    ) -> Callable[[torch.optim.Optimizer], None] | None:
+        if self.before is None or not self.way.carry:
+            return None
+        old_model, old = self.before
+
+        def inherit(optimizer: torch.optim.Optimizer) -> None:
+            inherit_optimizer(
+                optimizer,
+                old,
+                model=model,
+                source_model=old_model,
+                init=self.init,
+                example_inputs=self.task.example,
+                verify=False,
+            )
+
+        return inherit
+
+
+class _Log:
+    """The validation figure before a training, some updates after its beginning, and at its end."""
+
+    def __init__(self, task: Task, network: nn.Module, name: str, count: int) -> None:
+        self.task, self.network, self.count = task, network, count
+        early = {k for k in (30, 100, 300, 1000) if k < count // 2} if count >= 400 else set()
+        self.at = {0, count, *early}
+        self.told: dict[str, Any] = {"name": name, "iterations": count, "during": {}}
+
+    def __call__(self, done: int) -> None:
+        if done not in self.at:
+            return
+        figure = round(self.task.validate(self.network)[self.task.measure], 4)
+        key = {0: "before", self.count: "after"}.get(done)
+        if key:
+            self.told[key] = figure
+        else:
+            self.told["during"][done] = figure
+
+
+def _batches(seed: int, part: int) -> int:
+    return 1000 * seed + part
