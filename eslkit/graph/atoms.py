@@ -14,7 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["WILD", "Atoms", "Divisor", "IntArray", "Mixer", "Product"]
+__all__ = ["UNUSED", "WILD", "Atoms", "Divisor", "IntArray", "Mixer", "Product"]
+
+UNUSED = "the forward pass does not use it"
+"""Why an axis keeps its size that no operation reads."""
 
 IntArray = npt.NDArray[np.int64]
 

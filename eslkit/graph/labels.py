@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from eslkit.graph.atoms import Atoms, IntArray
+from eslkit.graph.atoms import UNUSED, Atoms, IntArray
 from eslkit.graph.export import Exported, source_line
 from eslkit.graph.moves import MOVES
 from eslkit.graph.ops import Op, protect
@@ -68,7 +68,7 @@ def run_on_labels(exported: Exported) -> Labels:
         first += sum(shape)
         if not node.users:
             for axis in axes[-len(shape) :] if shape else ():
-                atoms.fix(axis.atoms, "the forward pass does not use it")
+                atoms.fix(axis.atoms, UNUSED)
     for node in exported.inputs:
         values[node] = Value(exported.shape(node), given=True)
     for node in exported.graph.nodes:

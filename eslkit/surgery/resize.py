@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eslkit.errors import ResizeError
+from eslkit.graph.atoms import UNUSED
 from eslkit.graph.channels import ChannelGraph
 from eslkit.graph.export import Exported
 from eslkit.graph.skeleton import skeleton
@@ -308,7 +309,8 @@ def inherit(
 
     Args:
         target: gives class, keys and shapes; it is not touched.
-        source: gives the weights; it has the same layers, of other widths.
+        source: gives the weights; it has the same layers, of other widths. What its forward pass
+            does not use stays the target's own where the shapes differ.
         init: as for `resize`.
         example_inputs: with which `source` runs, as for `trace`.
 
@@ -321,8 +323,11 @@ def inherit(
     widths = widths_towards(traced.graph, want, have)
     made = resize_traced(source, traced, widths, init=init)
     values = named_tensors(made)
+    unused = {s.parameter for g in traced.graph.groups if g.protected == UNUSED for s in g.spans}
     for name, tensor in want.items():
-        if tensor.shape != values[name].shape:
+        if tensor.shape != values[name].shape and name in unused:
+            values[name] = tensor
+        elif tensor.shape != values[name].shape:
             raise ResizeError(
                 f"{name} has shape {tuple(tensor.shape)} in the target and would get "
                 f"{tuple(values[name].shape)}: the two are not of one form"

@@ -194,7 +194,7 @@ def prepared(
 ) -> Backend:
     """The network, loaded and ready; says which one it is and what runs it."""
     from eslkit.errors import InputError
-    from eslkit_tsdn.backends import make_backend
+    from eslkit_tsdn.backends import MEASURED_SIDE, make_backend
     from eslkit_tsdn.exposure import check_ratio
     from eslkit_tsdn.weights import DEMO_FOLDER, describe_network, find_weights, load_network
 
@@ -215,7 +215,11 @@ def prepared(
         f"; {name} {seconds:.2f} s" for name, seconds in ready.seconds.items() if name != ready.name
     )
     own = ready.seconds.get(ready.name)
-    measured = "" if own is None else f" (256x256 packed pixels in {own:.2f} s{others})"
+    measured = (
+        ""
+        if own is None
+        else f" ({MEASURED_SIDE}x{MEASURED_SIDE} packed pixels in {own:.2f} s{others})"
+    )
     typer.echo(f"Run by {ready.name} on {ready.device}{measured}.")
     return ready
 

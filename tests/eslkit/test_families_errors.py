@@ -164,3 +164,25 @@ def test_inherit_names_the_first_difference() -> None:
         eslkit.inherit(odd, small(), example_inputs=X)
     with pytest.raises(ResizeError, match=r"0\.bias|4\.weight|3\.weight"):
         eslkit.inherit(nn.Sequential(conv(2, 3, 8, bias=False)), small(), example_inputs=X)
+
+
+class WithUnused(nn.Module):
+    """A layer that no forward pass reaches, as wide as the others."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = conv(2, 3, width), conv(2, width, 5)
+        self.unused = conv(2, width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
+def test_inherit_leaves_what_is_not_used_as_the_target_has_it() -> None:
+    target, source = WithUnused(4), WithUnused(8)
+    made = eslkit.inherit(target, source, example_inputs=X)
+    assert torch.equal(made.unused.weight, target.unused.weight)
+    assert torch.equal(made.first.weight, source.first.weight[:4])
+    assert torch.equal(made.last.weight, source.last.weight[:, :4])
+    same = eslkit.inherit(WithUnused(8), source, example_inputs=X)
+    assert torch.equal(same.unused.weight, source.unused.weight)
