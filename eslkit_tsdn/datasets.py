@@ -16,7 +16,7 @@ from eslkit_tsdn.data.crops import BatchSource
 from eslkit_tsdn.data.folders import folder_photos, split_by_folder
 from eslkit_tsdn.data.pairs import StoredPairs, TestPair
 from eslkit_tsdn.data.photos import Photo, packaged_photos, photos_digest, split
-from eslkit_tsdn.data.source import Source
+from eslkit_tsdn.data.source import SID_RATIOS, Ratios, Source
 from eslkit_tsdn.data.store import MANIFEST, Store
 from eslkit_tsdn.data.store_sources import LongSource, PairSource
 from eslkit_tsdn.evaluation import test_pairs
@@ -54,7 +54,13 @@ class Photographs:
         return f"{len(self.train)} {where} to train on, {len(self.test)} others to test on"
 
     def source(
-        self, *, batch_size: int, crop: int, seed: int | str, gain: float | None = None
+        self,
+        *,
+        batch_size: int,
+        crop: int,
+        seed: int | str,
+        gain: float | None = None,
+        ratios: Ratios = SID_RATIOS,
     ) -> Source:
         """Training batches, from the photographs that a crop fits in.
 
@@ -63,7 +69,12 @@ class Photographs:
         """
         usable = [photo for photo in self.train if min(photo.packed.shape[1:]) > crop]
         return BatchSource(
-            usable or self.train, batch_size=batch_size, crop=crop, seed=seed, gain=gain
+            usable or self.train,
+            batch_size=batch_size,
+            crop=crop,
+            seed=seed,
+            gain=gain,
+            ratios=ratios,
         )
 
     def num_crops(self, *, crop: int) -> int:
@@ -137,14 +148,20 @@ class StoredSid:
         return f"{self.store.path}, {how}"
 
     def source(
-        self, *, batch_size: int, crop: int, seed: int | str, gain: float | None = None
+        self,
+        *,
+        batch_size: int,
+        crop: int,
+        seed: int | str,
+        gain: float | None = None,
+        ratios: Ratios = SID_RATIOS,
     ) -> Source:
         """Training batches: an epoch sees every crop of the training scenes once.
 
         Raises:
             InputError: the store has no training scenes, or the crop is larger than a frame.
         """
-        return self._source(batch_size=batch_size, crop=crop, seed=seed, gain=gain)
+        return self._source(batch_size=batch_size, crop=crop, seed=seed, gain=gain, ratios=ratios)
 
     def num_crops(self, *, crop: int) -> int:
         """Crops without overlap in the training pairs; SID has 2,240 of 512 in all."""
@@ -180,11 +197,19 @@ class StoredSid:
         )
 
     def _source(
-        self, *, batch_size: int, crop: int, seed: int | str, gain: float | None
+        self,
+        *,
+        batch_size: int,
+        crop: int,
+        seed: int | str,
+        gain: float | None,
+        ratios: Ratios = SID_RATIOS,
     ) -> PairSource | LongSource:
         if self.noise == "real":
             return PairSource(self.store, batch_size=batch_size, crop=crop, seed=seed)
-        return LongSource(self.store, batch_size=batch_size, crop=crop, seed=seed, gain=gain)
+        return LongSource(
+            self.store, batch_size=batch_size, crop=crop, seed=seed, gain=gain, ratios=ratios
+        )
 
 
 Dataset = Photographs | StoredSid

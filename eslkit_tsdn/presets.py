@@ -16,6 +16,7 @@ from torch import nn
 
 from eslkit.errors import InputError
 from eslkit_tsdn.budget import Budget
+from eslkit_tsdn.data.source import SID_RATIOS, Ratios
 from eslkit_tsdn.models import TSDN, CBDNet, DeamNet, NBNet, SUNet, UNet
 
 __all__ = ["NETWORKS", "PRESETS", "NamedNetwork", "Preset", "build_network"]
@@ -50,6 +51,8 @@ class Preset(BaseModel):
     """As in `Budget`."""
     gain: float | None = Field(default=None, gt=0)
     """System gain K of drawn noise in DN per electron; None draws it for every crop."""
+    ratios: Ratios = SID_RATIOS
+    """Exposure ratios of drawn noise."""
     largest: int = Field(default=512, ge=8)
     """Pictures to validate on are cut to their centre of so many packed pixels a side."""
 
@@ -114,6 +117,14 @@ PRESETS: Mapping[str, Preset] = {
             gain=4.0,
         ),
         Preset(
+            name="shipped",
+            iterations=30_000,
+            batch_size=8,
+            crop=64,
+            lr=1e-3,
+            ratios=Ratios(1.0, 300.0, even_in_stops=True),
+        ),
+        Preset(
             name="smoke",
             widths=(4, 8, 16),
             iterations=20,
@@ -127,7 +138,9 @@ PRESETS: Mapping[str, Preset] = {
 }
 """By name. `paper`: as printed (facts, sections 6 and 7). `paper-fast`: the same samples in batches
 of 16 as modern GPUs want them, the learning rate scaled by the square root of the batch, which the
-paper does not cover. `mini`: small networks on two cores. `smoke`: seconds, to see that it runs."""
+paper does not cover. `mini`: small networks on two cores. `shipped`: the paper's TSDN for pictures of
+any brightness, as the weights that come with eslkit were trained. `smoke`: seconds, to see that it
+runs."""
 
 
 @dataclass(frozen=True)

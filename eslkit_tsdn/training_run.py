@@ -215,6 +215,7 @@ def _source(settings: TrainSettings, dataset: Dataset, *, index: int) -> Source:
         batch_size=preset.batch_size,
         crop=preset.crop,
         gain=preset.gain,
+        ratios=preset.ratios,
         seed=f"{settings.seed}/{index}",
     )
 

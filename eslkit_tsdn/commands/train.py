@@ -26,7 +26,7 @@ def train(
         typer.Option(help="tsdn, unet, sunet, thsdn, tsdn1 to tsdn4, cbdnet, nbnet or deamnet."),
     ] = "tsdn",
     preset: Annotated[
-        str, typer.Option(help="paper, paper-fast, mini or smoke: sizes and lengths.")
+        str, typer.Option(help="paper, paper-fast, mini, shipped or smoke: sizes, lengths.")
     ] = "mini",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; runs/MODEL-PRESET by default.")

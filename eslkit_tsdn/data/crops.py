@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eslkit.errors import InputError
 from eslkit_tsdn.data.photos import Photo
-from eslkit_tsdn.data.source import NoisyBatch
+from eslkit_tsdn.data.source import SID_RATIOS, NoisyBatch, Ratios
 from eslkit_tsdn.noise import SONY_A7S2_ELD, CameraNoise, sample_noisy
 
 __all__ = ["BatchSource", "random_crop", "seeded"]
@@ -75,7 +75,7 @@ class BatchSource:
         batch_size: crops in a batch.
         crop: height and width of a crop in packed pixels.
         seed: together with the number of the batch it decides everything.
-        ratios: exposure ratios are drawn uniformly between these two.
+        ratios: exposure ratios of the drawn noise.
         camera: whose noise is drawn.
         gain: system gain K of the camera in DN per electron; None draws it per crop.
 
@@ -90,7 +90,7 @@ class BatchSource:
         batch_size: int = 16,
         crop: int = 32,
         seed: int | str = 0,
-        ratios: tuple[float, float] = (100.0, 300.0),
+        ratios: Ratios = SID_RATIOS,
         camera: CameraNoise = SONY_A7S2_ELD,
         gain: float | None = None,
     ) -> None:
@@ -116,8 +116,7 @@ class BatchSource:
             for i in chosen.tolist()
         ]
         clean = to_packed(torch.stack(crops))
-        low, high = self.ratios
-        ratio = low + (high - low) * torch.rand(self.batch_size, generator=generator)
+        ratio = self.ratios.draw(self.batch_size, generator=generator)
         noisy = sample_noisy(clean, ratio, camera=self.camera, generator=generator, K=self.gain)
         return NoisyBatch(noisy=noisy, clean=clean, ratio=ratio)
 

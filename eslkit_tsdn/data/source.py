@@ -5,9 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-__all__ = ["NoisyBatch", "Source"]
+__all__ = ["SID_RATIOS", "NoisyBatch", "Ratios", "Source"]
+
+
+class Ratios(NamedTuple):
+    """Which exposure ratios drawn noise has."""
+
+    low: float
+    """The smallest; 1 is a picture that is bright enough as it is."""
+    high: float
+    """The largest."""
+    even_in_stops: bool = False
+    """Whether every stop is equally likely, rather than every ratio."""
+
+    def draw(self, count: int, *, generator: torch.Generator) -> Tensor:
+        """So many ratios, (count,)."""
+        share = torch.rand(count, generator=generator)
+        if self.even_in_stops:
+            return self.low * (self.high / self.low) ** share
+        return self.low + (self.high - self.low) * share
+
+
+SID_RATIOS = Ratios(100.0, 300.0)
+"""ELD's training, and the paper's."""
 
 
 class NoisyBatch(NamedTuple):

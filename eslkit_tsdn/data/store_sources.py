@@ -19,7 +19,7 @@ from torch import Tensor
 from eslkit.errors import InputError
 from eslkit_tsdn.data.crops import seeded
 from eslkit_tsdn.data.sid import SidPair, select, split_of
-from eslkit_tsdn.data.source import NoisyBatch
+from eslkit_tsdn.data.source import SID_RATIOS, NoisyBatch, Ratios
 from eslkit_tsdn.data.store import Frame, Store
 from eslkit_tsdn.noise import SONY_A7S2_ELD, CameraNoise, sample_noisy
 from eslkit_tsdn.raw import Pattern, normalize_planes, pack
@@ -255,7 +255,7 @@ class LongSource:
         batch_size: crops in a batch.
         crop: height and width of a crop in packed pixels; 161 scenes of SID have 1,288 of 512.
         seed: together with the number of the batch it decides everything.
-        ratios: exposure ratios are drawn uniformly between these two.
+        ratios: exposure ratios of the drawn noise.
         camera: whose noise is drawn.
         gain: system gain K of the camera in DN per electron; None draws it per crop.
 
@@ -271,7 +271,7 @@ class LongSource:
         batch_size: int = 1,
         crop: int = 512,
         seed: int | str = 0,
-        ratios: tuple[float, float] = (100.0, 300.0),
+        ratios: Ratios = SID_RATIOS,
         camera: CameraNoise = SONY_A7S2_ELD,
         gain: float | None = None,
     ) -> None:
@@ -289,8 +289,7 @@ class LongSource:
         start = index * self.batch_size
         clean = torch.stack([self._clean(i) for i in range(start, start + self.batch_size)])
         generator = seeded("noise", self.seed, index)
-        low, high = self.ratios
-        ratio = low + (high - low) * torch.rand(self.batch_size, generator=generator)
+        ratio = self.ratios.draw(self.batch_size, generator=generator)
         noisy = sample_noisy(clean, ratio, camera=self.camera, generator=generator, K=self.gain)
         return NoisyBatch(noisy=noisy, clean=clean, ratio=ratio)
 

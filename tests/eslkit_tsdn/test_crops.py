@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from eslkit.errors import InputError
 from eslkit_tsdn.data.crops import BatchSource, random_crop, seeded, to_mosaic, to_packed
+from eslkit_tsdn.data.source import Ratios
 from eslkit_tsdn.raw import unpack
 from tests.eslkit_tsdn.fakes import drawn_photos
 
@@ -73,7 +74,9 @@ def test_a_batch_depends_on_seed_and_number_alone():
 
 
 def test_a_batch_is_noisy_clean_and_ratio():
-    batch = BatchSource(drawn_photos(2), batch_size=6, crop=8, gain=4.0, ratios=(100, 300)).batch(0)
+    batch = BatchSource(
+        drawn_photos(2), batch_size=6, crop=8, gain=4.0, ratios=Ratios(100, 300)
+    ).batch(0)
     assert batch.noisy.shape == batch.clean.shape == (6, 4, 8, 8)
     assert batch.ratio.shape == (6,)
     assert batch.ratio.min() >= 100
@@ -89,3 +92,11 @@ def test_what_cannot_be_cropped_is_refused():
         BatchSource([])
     with pytest.raises(InputError, match=r"drawn-0 has 40x48 packed pixels.*40x40"):
         BatchSource(drawn_photos(1), crop=40)
+
+
+def test_ratios_are_even_in_numbers_or_in_stops() -> None:
+    plain, stops = Ratios(1.0, 256.0), Ratios(1.0, 256.0, even_in_stops=True)
+    for ratios, middle in ((plain, 128.5), (stops, 16.0)):
+        drawn = ratios.draw(4000, generator=torch.Generator().manual_seed(0))
+        assert 1 <= drawn.min() < drawn.max() <= 256
+        assert float((drawn < middle).float().mean()) == pytest.approx(0.5, abs=0.03)
