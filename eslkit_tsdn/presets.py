@@ -138,9 +138,9 @@ PRESETS: Mapping[str, Preset] = {
 }
 """By name. `paper`: as printed (facts, sections 6 and 7). `paper-fast`: the same samples in batches
 of 16 as modern GPUs want them, the learning rate scaled by the square root of the batch, which the
-paper does not cover. `mini`: small networks on two cores. `shipped`: the paper's TSDN for pictures of
-any brightness, as the weights that come with eslkit were trained. `smoke`: seconds, to see that it
-runs."""
+paper does not cover. `mini`: small networks on two cores. `shipped`: the paper's TSDN for pictures
+of any brightness, as the weights that come with eslkit were trained. `smoke`: seconds, to see that
+it runs."""
 
 
 @dataclass(frozen=True)
