@@ -1,10 +1,11 @@
-"""`python -m benchmarks.pays run|show`."""
+"""`python -m benchmarks.pays run|show|draw`."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from benchmarks.pays.study import carry_out_all, read, runs_of
@@ -37,13 +38,21 @@ def show(part: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["run", "show"])
+    parser.add_argument("what", choices=["run", "show", "draw"])
     parser.add_argument("parts", nargs="+")
     parser.add_argument("--data", default="packaged")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--hours", type=float, default=1e9)
     parser.add_argument("--only", default="", help="task and size, as 'denoise 4-8-16'")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="for draw")
     asked = parser.parse_args()
+    if asked.what == "draw":
+        from benchmarks.pays.figures import draw  # needs matplotlib
+
+        for part in asked.parts:
+            for path in draw(asked.out, part):
+                print(path)
+        return
     if asked.what == "show":
         for part in asked.parts:
             show(part)
