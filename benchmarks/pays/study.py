@@ -165,6 +165,8 @@ KNOBS: dict[str, Way] = {
     "soft, carry": Way(
         walk={"factor": 0.9, "rates": "once", "init": "l1"}, spread="flops", carry=True
     ),
+    "average 0.99": Way(walk=PAPER, spread="flops", average=0.99),
+    "early stop": Way(walk=PAPER, spread="flops", early=0.05),
     "trained start, preserve": Way(
         walk={"expand_init": "preserve", "depth": 0}, spread="flops", start=0.3
     ),
@@ -173,6 +175,27 @@ KNOBS: dict[str, Way] = {
     ),
 }
 """Each knob alone, against ESL with as much computation in each step."""
+
+
+def _of_task(task: str) -> dict[str, Way]:
+    """Knobs that need the names of a network's layers or levels."""
+    outer = {"denoise": 0, "segment": 1}[task]
+    inner = [f"level {level}" for level in range(3, outer, -1)]
+    gently = [*inner, {f"level {outer}": 0.75}, "channels", "fine layers"]
+    decoder = {
+        "denoise": [
+            "level 3",
+            ["middle.conv2.level.exit.conv", "middle.conv2.body", "decoder.1.up"],
+            ["decoder.1.conv*", "decoder.0.up"],
+            "decoder.0.conv*",
+        ],
+        "segment": ["level 3", ["*.exit.conv", "*.body.*"], "model.1.submodule.2.conv"],
+    }[task]
+    return {
+        "gently at full resolution": _walks(granularity=gently),
+        "the decoder first": _walks(granularity=[*decoder, "fine channels", "fine layers"]),
+    }
+
 
 BUDGETS = (1000, 4000, 16000, 64000)
 
@@ -204,7 +227,7 @@ def runs_of(part: str) -> list[Run]:
         return [
             Run(t, "4-8-16", name, way, 16000, seed)
             for t in ("denoise", "segment")
-            for name, way in KNOBS.items()
+            for name, way in {**KNOBS, **_of_task(t)}.items()
             for seed in range(2)
         ]
     raise SystemExit(f"There is no part {part!r}; there are rate, saturation, baselines, knobs.")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.pays.tasks import Task
 
@@ -23,6 +24,8 @@ def train(
     teach: float = 0.0,
     begin: Callable[[torch.optim.Optimizer], None] | None = None,
     watch: Callable[[int], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
+    average: float = 0.0,
     lr: float | None = None,
 ) -> torch.optim.Optimizer:
     """Train a network in place with Adam.
@@ -37,6 +40,9 @@ def train(
         teach: its weight.
         begin: is given the optimizer before the first update.
         watch: is told how many updates are made, before each and at the end.
+        stop: is asked before every update whether to end here.
+        average: decay of an exponential average of the weights, which the network ends with; 0
+            for none.
         lr: in place of the task's.
     """
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -44,9 +50,14 @@ def train(
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     if begin is not None:
         begin(optimizer)
+    averaged = None
+    if average:
+        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(average))
     for index in range(iterations):
         if watch is not None:
             watch(index)
+        if stop is not None and stop(index):
+            break
         x, y = task.batch(index, seed=seed)
         x = x.contiguous(memory_format=torch.channels_last)
         output: Tensor = network(x)
@@ -59,6 +70,10 @@ def train(
         loss.backward()
         optimizer.step()
         falling.step()
+        if averaged is not None:
+            averaged.update_parameters(network)
+    if averaged is not None:
+        network.load_state_dict(averaged.module.state_dict())
     if watch is not None:
         watch(iterations)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

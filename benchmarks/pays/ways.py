@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,11 @@ class Way:
     """The small network anew, taught by the expanded one, each with half of the budget."""
     carry: bool = False
     """Whether Adam's moments are carried over with the weights."""
+    average: float = 0.0
+    """Decay of an exponential average of the weights, with which each training ends."""
+    early: float = 0.0
+    """Steps before the last end where a tenth of their updates gains less than this on validation
+    data; what is left goes to the last step."""
     lr: float | None = None
     """Learning rate in place of the task's."""
 
@@ -103,6 +109,7 @@ def _scratch(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outc
             seed=_batches(seed, index),
             rate=lambda k, count=count: cosine(k / count),
             watch=log,
+            average=way.average,
             lr=way.lr,
         )
         steps.append(log.told)
@@ -169,10 +176,10 @@ def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outco
     costs = _costs(made.plan, teach)
     counts = _counts(way.spread, costs, budget - first)
     plan = trained_so(spread(made.plan, iterations=counts), rates=rates, teach=teach)
-    trainer = _Trainer(way, task, seed, options["init"], steps)
+    trainer = _Trainer(way, task, seed, options["init"], steps, costs)
     result = replace(made, plan=plan).run(trainer)
-    cost = first + sum(n * c for n, c in zip(counts, costs, strict=True))
-    return Outcome(result.model, cost, first + sum(counts), steps)
+    cost = first + sum(n * c for n, c in zip(trainer.counts, costs, strict=True))
+    return Outcome(result.model, cost, first + sum(trainer.counts), steps)
 
 
 def _costs(plan: Plan, teach: float) -> list[float]:
@@ -213,23 +220,39 @@ class _Trainer:
     seed: int
     init: str | Policy
     steps: list[dict[str, Any]]
+    costs: list[float]
+    """Of an update of each step."""
+    counts: list[int] = field(default_factory=list[int])
+    """Updates that were made in each step."""
+    left: float = 0.0
+    """What steps that ended early have left."""
     before: tuple[nn.Module, torch.optim.Optimizer] | None = None
 
     def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
-        count = step.iterations or 1
+        count, last = step.iterations or 1, step.index == step.num_steps
+        if last:
+            count += int(self.left / self.costs[-1])
         log = _Log(self.task, model, step.name, count)
+        stop = (
+            None if last or not self.way.early else _Flat(self.task, model, count, self.way.early)
+        )
         optimizer = train(
             model,
             self.task,
             iterations=count,
             seed=_batches(self.seed, step.index),
-            rate=step.rate,
+            rate=partial(step.rate, iterations=count),
             teacher=step.teacher,
             teach=step.teach,
             begin=self._begin(model, step),
             watch=log,
+            stop=stop,
+            average=self.way.average,
             lr=self.way.lr,
         )
+        made = count if stop is None else stop.made
+        self.left += (count - made) * self.costs[step.index - 1]
+        self.counts.append(made)
         if self.way.carry:
             self.before = (model, optimizer)
         self.steps.append(log.told)
@@ -254,6 +277,24 @@ class _Trainer:
             )
 
         return inherit
+
+
+class _Flat:
+    """Whether a training no longer gains: looked at ten times."""
+
+    def __init__(self, task: Task, network: nn.Module, count: int, gain: float) -> None:
+        self.task, self.network, self.gain = task, network, gain
+        self.every, self.best, self.made = max(50, count // 10), float("-inf"), count
+
+    def __call__(self, done: int) -> bool:
+        if done == 0 or done % self.every:
+            return False
+        figure = self.task.validate(self.network)[self.task.measure]
+        if figure < self.best + self.gain:
+            self.made = done
+            return True
+        self.best = figure
+        return False
 
 
 class _Log:
