@@ -30,12 +30,18 @@ def reproduce(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for all trainings; runs/reproduce-PRESET.")
+        Path | None,
+        typer.Option(
+            help="Folder for all trainings; runs/reproduce-PRESET, and the length if given."
+        ),
     ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Trainings beside each other; one a core.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds, where spread counts.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Updates of a training, instead of the preset's length.")
+    ] = None,
     shard: Annotated[
         str, typer.Option(help="Only part i of n of the work, as 2/4, for a batch system.")
     ] = "1/1",
@@ -49,7 +55,8 @@ def reproduce(
     Trainings that several tables need are shared. Stopped at any moment and called again, it
     goes on where it was; a finished training is never repeated.
     """
-    folder = out or Path("runs") / f"reproduce-{preset}"
+    length = "" if iterations is None else f"-{iterations}"
+    folder = out or Path("runs") / f"reproduce-{preset}{length}"
     with exit_codes(folder):
         from rich.console import Console
 
@@ -57,7 +64,9 @@ def reproduce(
         from eslkit_tsdn.tables.reproduce import reproduce as run
         from eslkit_tsdn.tables.settings import asked_for
 
-        asked = asked_for(tables, preset=preset, data=data, seeds=seeds, shard=shard)
+        asked = asked_for(
+            tables, preset=preset, data=data, seeds=seeds, iterations=iterations, shard=shard
+        )
         at_once = processes or usable_cores()
         console = Console()
         if dry_run:

@@ -39,6 +39,7 @@ def asked_for(
     preset: str = "smoke",
     data: Path | None = None,
     seeds: int | None = None,
+    iterations: int | None = None,
     shard: str = "1/1",
 ) -> Reproduction:
     """What was asked for in words.
@@ -48,6 +49,7 @@ def asked_for(
         preset: a name in `SCALES`.
         data: folder of pictures or prepared store; None for the packaged photographs.
         seeds: in place of the preset's number, for the rows where the spread counts.
+        iterations: updates of a training in place of the preset's length.
         shard: `i/n`.
 
     Raises:
@@ -60,6 +62,12 @@ def asked_for(
         if seeds < 1:
             raise InputError(f"seeds={seeds}: expected 1 or more.")
         scale = scale.model_copy(update={"seeds": seeds})
+    if iterations is not None:
+        if iterations < 1:
+            raise InputError(f"iterations={iterations}: expected 1 or more.")
+        length = {"iterations": iterations, "epochs": None}
+        preset_so = scale.preset.model_copy(update=length)
+        scale = scale.model_copy(update={"preset": preset_so})
     unknown = [name for name in names if name != "all" and name not in TABLES]
     if unknown:
         raise InputError(f"There is no table {unknown[0]!r}; there are {', '.join(TABLES)}, all.")

@@ -260,6 +260,8 @@ def test_seeds_and_tables_in_words() -> None:
     assert asked.tables == ("table2", "table5")
     assert (asked.scale.seeds, asked.shard) == (2, (2, 3))
     assert len(asked_for(["all"]).tables) == 7
+    longer = asked_for(["table1"], preset="paper", iterations=7).scale.preset
+    assert (longer.iterations, longer.epochs, longer.batch_size) == (7, None, 1)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +271,7 @@ def test_seeds_and_tables_in_words() -> None:
         (["table5", "--preset", "huge"], "There is no preset 'huge'"),
         (["table5", "--shard", "3/2"], "expected i/n"),
         (["table5", "--seeds", "0"], "expected 1 or more"),
+        (["table5", "--iterations", "0"], "iterations=0: expected 1 or more"),
         (["table5", "--preset", "paper"], "No picture is larger than a crop of 512x512"),
         (["table5", "--data", "/nowhere/at/all"], "is not a folder"),
     ],
