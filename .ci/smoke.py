@@ -62,11 +62,16 @@ def core() -> None:
 
 def tsdn() -> None:
     import eslkit_tsdn.models.tsdn
+    from eslkit_tsdn.weights import MODEL_CARD, SHIPPED, load_network
 
     model = eslkit_tsdn.models.tsdn.TSDN()
     if num_parameters(model) != 964_456:
         sys.exit(f"TSDN has {num_parameters(model)} parameters, not the paper's 964456")
     answers("eslkit-tsdn")
+    network = load_network(SHIPPED)
+    if not MODEL_CARD.is_file() or num_parameters(network) != num_parameters(model):
+        sys.exit(f"{SHIPPED} or its model card did not come along")
+    print(f"{SHIPPED.name} comes along, with its model card")
 
 
 if __name__ == "__main__":

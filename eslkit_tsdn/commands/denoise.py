@@ -30,6 +30,8 @@ class Wishes:
     keep_exposure: bool
     compare: bool
     memory: float
+    helps_from: float = 0.0
+    """Below this ratio the weights do more harm than good."""
 
 
 def denoise(
@@ -70,7 +72,7 @@ def denoise(
     ] = False,
     weights: Annotated[
         Path | None,
-        typer.Option(help="File of weights, or a run's folder. Default: the demo's, runs/demo."),
+        typer.Option(help="File of weights, or a run's folder. Default: eslkit's own."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Name of the network, where its file does not tell.")
@@ -90,7 +92,10 @@ def denoise(
     ] = False,
 ) -> None:
     """Denoise dark photographs, from a camera's file to one for your raw converter."""
-    wishes = Wishes(ratio, keep_exposure, compare, memory)
+    from eslkit_tsdn.weights.shipped import HELPS_FROM
+
+    own = HELPS_FROM if weights is None else 0.0
+    wishes = Wishes(ratio, keep_exposure, compare, memory, own)
     with exit_codes(out if out is not None else photos[0].parent):
         jobs = planned(photos, out=out, to=to, overwrite=overwrite)
         if keep_exposure:
@@ -196,7 +201,7 @@ def prepared(
     from eslkit.errors import InputError
     from eslkit_tsdn.backends import MEASURED_SIDE, make_backend
     from eslkit_tsdn.exposure import check_ratio
-    from eslkit_tsdn.weights import DEMO_FOLDER, describe_network, find_weights, load_network
+    from eslkit_tsdn.weights import SHIPPED, describe_network, find_weights, load_network
 
     if wishes.ratio is not None:
         check_ratio(wishes.ratio)
@@ -204,12 +209,8 @@ def prepared(
         raise InputError(f"--memory {wishes.memory:g}: expected GiB, above 0.")
     path = find_weights(weights)
     network = load_network(path, model=model)
-    typer.echo(f"Weights: {path} ({describe_network(network)}).")
-    if path == DEMO_FOLDER:
-        typer.echo(
-            "That is the demo's network: trained for minutes on few pictures, to try this command "
-            "with, and not true in its colours."
-        )
+    told = "those that come with eslkit" if path == SHIPPED else path
+    typer.echo(f"Weights: {told} ({describe_network(network)}).")
     ready = make_backend(network, backend=backend, device=device, bf16=bf16, tell=typer.echo)
     others = "".join(
         f"; {name} {seconds:.2f} s" for name, seconds in ready.seconds.items() if name != ready.name
@@ -255,6 +256,12 @@ def one(photo: Path, path: Path, backend: Backend, wishes: Wishes) -> None:
     ratio, reason = choose_ratio(raw) if given is None else Amplification(given, "as asked for")
     height, width = raw.mosaic.shape
     typer.echo(f"{photo}: {width}x{height}, amplified {ratio:.3g} times ({reason}).")
+    if ratio < wishes.helps_from:
+        typer.echo(
+            f"Below {wishes.helps_from:g} times these weights take away detail and colour beside "
+            "the noise: look at the result (--compare), or name others with --weights.",
+            err=True,
+        )
     total = (height + 1) // 2 * ((width + 1) // 2) * len(backend.parts)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -28,7 +28,7 @@ def export(
     ),
     weights: Annotated[
         Path | None,
-        typer.Option(help="File of weights, or a run's folder. Default: the demo's, runs/demo."),
+        typer.Option(help="File of weights, or a run's folder. Default: eslkit's own."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Name of the network, where its file does not tell.")

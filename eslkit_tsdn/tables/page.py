@@ -115,6 +115,8 @@ def _noise_lines(table: TableResult) -> Iterator[str]:
 
 
 def _cells(row: RowResult, names: Sequence[str]) -> list[str]:
+    if not (row.runs or row.missing):  # nothing to be measured here
+        return [""] * len(names)
     return [_cell(name, row.metrics.get(name)) for name in names]
 
 
@@ -130,6 +132,8 @@ def _costs(row: RowResult) -> list[str]:
     cost = "" if row.macs is None else f"{2 * row.macs / 1e9:.3f}"
     missing = f", {row.missing} missing" if row.missing else ""
     runs = " ".join(f"`{run}`" for run in row.runs)
+    if not row.trainings:
+        return [size, cost, "", "", runs + missing]
     return [size, cost, str(row.trainings), f"{row.training_flops / 1e12:.4g}", runs + missing]
 
 

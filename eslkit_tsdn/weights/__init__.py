@@ -10,12 +10,14 @@ from eslkit_tsdn.weights.network_file import (
     read_metadata,
     save_network,
 )
-from eslkit_tsdn.weights.shipped import DEMO_FOLDER, find_weights
+from eslkit_tsdn.weights.shipped import HELPS_FROM, MODEL_CARD, SHIPPED, find_weights
 
 __all__ = [
     "ARCHITECTURES",
-    "DEMO_FOLDER",
+    "HELPS_FROM",
+    "MODEL_CARD",
     "NETWORK_FILE",
+    "SHIPPED",
     "Architecture",
     "describe_network",
     "find_weights",

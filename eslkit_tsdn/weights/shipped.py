@@ -1,37 +1,30 @@
-"""The weights that a command uses when its user names none."""
+"""The weights that come with eslkit: what a command uses when its user names none.
+
+A `TSDN` of the paper's size, trained by `eslkit-tsdn train --preset shipped` on photographs with
+the drawn noise of a Sony A7S II. `tsdn-sony.md`, beside the file, is its model card.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from eslkit.errors import InputError
-from eslkit.store import RunStore
-from eslkit_tsdn.weights.network_file import NETWORK_FILE
+__all__ = ["HELPS_FROM", "MODEL_CARD", "SHIPPED", "find_weights"]
 
-__all__ = ["DEMO_FOLDER", "find_weights"]
+SHIPPED = Path(__file__).with_name("tsdn-sony.safetensors")
+"""The file of weights."""
 
-DEMO_FOLDER = Path("runs/demo")
-"""Where `eslkit-tsdn demo` leaves its networks unless it is told otherwise."""
+HELPS_FROM = 50.0
+"""Below this exposure ratio they take away more than noise: at 64 they gain 2 to 4 dB, at 16 they
+cost 2.5 to 3 (`benchmarks/shipped.py`)."""
+
+MODEL_CARD = Path(__file__).with_name("tsdn-sony.md")
+"""What they were trained on, what they reach, what they are not for; Markdown."""
 
 
 def find_weights(given: str | Path | None = None) -> Path:
-    """Where the weights are that a command uses when its user names none.
+    """Where the weights are that a command uses.
 
     Args:
-        given: what the user named; it is returned as it is.
-
-    Returns:
-        `given`, or else the folder of the demo below the working directory.
-
-    Raises:
-        InputError: none are named, and there is no finished demo.
+        given: what the user named; None for those that come with eslkit.
     """
-    if given is not None:
-        return Path(given)
-    if RunStore(DEMO_FOLDER / "esl").exists() or (DEMO_FOLDER / NETWORK_FILE).is_file():
-        return DEMO_FOLDER
-    raise InputError(
-        f"There are no weights: none were named, and {DEMO_FOLDER} (below {Path.cwd()}) holds no "
-        "run of the demo. Name a file or a run's folder with --weights, or train a small network "
-        "first: `eslkit-tsdn demo` takes about six minutes on two cores."
-    )
+    return SHIPPED if given is None else Path(given)

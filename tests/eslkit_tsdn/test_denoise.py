@@ -279,18 +279,16 @@ def test_without_a_name_it_lies_beside_the_photograph(tmp_path: Path, weights: P
     assert (tmp_path / "dark-denoised.png").is_file()
 
 
-def test_the_demos_weights_are_used_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_weights_those_that_come_along_are_used(tmp_path: Path) -> None:
     photo = write_camera_file(tmp_path / "dark.ARW")
-    monkeypatch.chdir(tmp_path)
-    result = command(photo)
-    assert result.exit_code == 2
-    assert "There are no weights" in result.output and "`eslkit-tsdn demo`" in result.output
-    save_network(UNet((2, 3)), Path("runs/demo/network.safetensors"))
-    result = command(photo)
-    assert result.exit_code == 0 and "Weights: runs/demo (UNet 2-3" in result.output
-    assert "not true in its colours" in result.output
+    result = command(photo, "-o", tmp_path / "out.dng")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "Weights: those that come with eslkit (TSDN 16-32-64-128 x 2 stages, 964,456" in told
+    assert (tmp_path / "out.dng").is_file()
+    bright = command(photo, "-o", tmp_path / "bright.dng", "--ratio", 2)
+    assert "Below 50 times these weights take away detail" in " ".join(bright.output.split())
+    assert "take away detail" not in command(photo, "--overwrite", "--ratio", 60).output
 
 
 def test_every_wrong_wish_is_answered_in_a_sentence(tmp_path: Path, weights: Path) -> None:
