@@ -207,7 +207,7 @@ def runs_of(part: str) -> list[Run]:
         return [
             Run(t, s, f"scratch, lr {lr:g}", Way(lr=lr), 4000, 0)
             for t, s in both
-            for lr in (1e-3, 2e-3, 4e-3, 8e-3)
+            for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
         ]
     if part == "saturation":
         return [
