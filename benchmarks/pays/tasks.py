@@ -45,8 +45,8 @@ class Task:
     measure: str
     """The figure that counts."""
     lr: float
-    """Learning rate at the start: of 1e-3 to 3.2e-2 among the best for scratch training (the part `rate`);
-    larger networks may want a smaller one (`Way.lr`)."""
+    """Learning rate at the start: of 1e-3 to 3.2e-2 among the best for scratch training (the part
+    `rate`); larger networks may want a smaller one (`Way.lr`)."""
 
     def small(self, size: str, *, seed: int) -> nn.Module:
         """The small network before any training."""
