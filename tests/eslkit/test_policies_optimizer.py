@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +20,7 @@ from eslkit.surgery.inherit import named_tensors
 from eslkit.surgery.optimizers import inherit_optimizer
 from tests.eslkit.networks import Form, forms
 from tests.eslkit.test_laws import FEW, drawn_widths, plain_groups
-from tests.tolerances import MASKED, REFERENCE
+from tests.tolerances import REFERENCE, TRAINED_MASKED
 
 Make = Callable[[Any], Optimizer]
 
@@ -100,7 +100,7 @@ def narrowed_equals_masked(form: Form, widths: dict[str, int], make: Make) -> No
     train(model, optimizer, more, mask)
     train(narrow, inherited, more)
     for y in batches(form, 1, 2):
-        MASKED.check(narrow(y).detach(), model(y).detach())
+        TRAINED_MASKED.check(narrow(y).detach(), model(y).detach())
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -109,8 +109,26 @@ def test_each_optimizer_goes_on_as_in_the_masked_network(name: str) -> None:
     narrowed_equals_masked(form_of(), widths, OPTIMIZERS[name])
 
 
+VANISHING = form_of(
+    dims=3,
+    widths=(5, 2, 5),
+    norm="layer",
+    activation="relu",
+    down="average",
+    up="resize",
+    block="depthwise",
+    bottleneck="linear",
+    in_channels=3,
+    out_channels=4,
+    bias=False,
+    seed=1075,
+)
+"""Some of its gradients nearly vanish, so that Adam makes steps of their rounding."""
+
+
 @FEW
 @given(forms(inside=("conv", "linear")), st.integers(0, 2**16))
+@example(VANISHING, 63784)
 def test_drawn_networks_go_on_as_if_masked(form: Form, seed: int) -> None:
     model = form.build()
     graph = eslkit.trace(model, example_inputs=form.inputs())
