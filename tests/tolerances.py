@@ -10,15 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = [
-    "FLOAT32_FORWARD",
-    "MASKED",
-    "PRESERVED",
-    "REFERENCE",
-    "SOLVED",
-    "TRAINED_MASKED",
-    "Tolerance",
-]
+__all__ = ["FLOAT32_FORWARD", "MASKED", "PRESERVED", "REFERENCE", "SOLVED", "Tolerance"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +30,6 @@ MASKED = Tolerance(
     1e-10,
     1e-10,
     "law 3, float64: a narrowed network against the masked one; only the order of the sums differs",
-)
-TRAINED_MASKED = Tolerance(
-    1e-7,
-    1e-7,
-    "float64: the same after some updates of Adam and the like, which divide by the size of a "
-    "gradient: where one nearly vanishes its rounding becomes a step of the weights",
 )
 PRESERVED = Tolerance(
     1e-8,

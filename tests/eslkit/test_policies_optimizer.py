@@ -20,7 +20,7 @@ from eslkit.surgery.inherit import named_tensors
 from eslkit.surgery.optimizers import inherit_optimizer
 from tests.eslkit.networks import Form, forms
 from tests.eslkit.test_laws import FEW, drawn_widths, plain_groups
-from tests.tolerances import REFERENCE, TRAINED_MASKED
+from tests.tolerances import MASKED, REFERENCE
 
 Make = Callable[[Any], Optimizer]
 
@@ -72,18 +72,19 @@ def form_of(**other: Any) -> Form:
     return Form(**{**plain, **other})
 
 
-def narrowed_equals_masked(form: Form, widths: dict[str, int], make: Make) -> None:
+def narrowed_equals_masked(
+    form: Form, widths: dict[str, int], make: Make, *, anew: bool = False
+) -> None:
+    """Training goes on alike in the narrowed and in the masked network.
+
+    `anew` narrows again before every update, so that rounding does not grow from one to the next:
+    some drawn networks amplify it a hundredfold an update.
+    """
     x = form.inputs()
     model = form.build()
     graph = eslkit.trace(model, example_inputs=x)
     optimizer = make(model.parameters())
     train(model, optimizer, batches(form, 2, 0))
-    narrow = eslkit.resize(model, widths, init="last", example_inputs=x)
-    inherited = make(narrow.parameters())
-    fresh = inherit_optimizer(
-        inherited, optimizer, model=narrow, source_model=model, init="last", example_inputs=x
-    )
-    assert fresh == ()
 
     def mask() -> None:
         tensors = named_tensors(model)
@@ -95,12 +96,18 @@ def narrowed_equals_masked(form: Form, widths: dict[str, int], make: Make) -> No
                     with torch.no_grad():
                         tensors[span.parameter].narrow(span.axis, span.start, gone).zero_()
 
-    mask()
-    more = batches(form, 4, 1)
-    train(model, optimizer, more, mask)
-    train(narrow, inherited, more)
-    for y in batches(form, 1, 2):
-        TRAINED_MASKED.check(narrow(y).detach(), model(y).detach())
+    more, [y] = batches(form, 4, 1), batches(form, 1, 2)
+    for updates in [[batch] for batch in more] if anew else [more]:
+        narrow = eslkit.resize(model, widths, init="last", example_inputs=x)
+        inherited = make(narrow.parameters())
+        fresh = inherit_optimizer(
+            inherited, optimizer, model=narrow, source_model=model, init="last", example_inputs=x
+        )
+        assert fresh == ()
+        mask()
+        train(model, optimizer, updates, mask)
+        train(narrow, inherited, updates)
+        MASKED.check(narrow(y).detach(), model(y).detach())
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -109,7 +116,7 @@ def test_each_optimizer_goes_on_as_in_the_masked_network(name: str) -> None:
     narrowed_equals_masked(form_of(), widths, OPTIMIZERS[name])
 
 
-VANISHING = form_of(
+AMPLIFYING = form_of(
     dims=3,
     widths=(5, 2, 5),
     norm="layer",
@@ -123,18 +130,18 @@ VANISHING = form_of(
     bias=False,
     seed=1075,
 )
-"""Some of its gradients nearly vanish, so that Adam makes steps of their rounding."""
+"""Its layer norms see next to no variance: four updates of Adam make 4e-10 of rounding."""
 
 
 @FEW
 @given(forms(inside=("conv", "linear")), st.integers(0, 2**16))
-@example(VANISHING, 63784)
+@example(AMPLIFYING, 63784)
 def test_drawn_networks_go_on_as_if_masked(form: Form, seed: int) -> None:
     model = form.build()
     graph = eslkit.trace(model, example_inputs=form.inputs())
     free = plain_groups(graph)
     widths = {n: w for n, w in drawn_widths(graph, seed).items() if n in free}
-    narrowed_equals_masked(form, widths, OPTIMIZERS["adam"])
+    narrowed_equals_masked(form, widths, OPTIMIZERS["adam"], anew=True)
 
 
 @pytest.mark.parametrize("bottleneck", ["conv", "attention"])
