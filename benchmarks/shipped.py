@@ -26,7 +26,7 @@ from eslkit_tsdn.data.photos import packaged_photos
 from eslkit_tsdn.evaluation import evaluate, evaluate_input, test_pairs
 from eslkit_tsdn.weights import SHIPPED, load_network, read_metadata
 
-RATIOS = (1, 4, 16, 64, 100, 250, 300)
+RATIOS = (1, 4, 16, 32, 48, 64, 100, 250, 300)
 
 
 def measured(network: torch.nn.Module, photos: Any) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from typing import Literal, TypeVar
 from eslkit.errors import InputError
 from eslkit.plan import Plan
 
-__all__ = ["Iterations", "Rates", "spread", "trained_so"]
+__all__ = ["Iterations", "Rates", "spread"]
 
 T = TypeVar("T")
+
+Rates = Literal["restart", "once"] | float
+"""How the learning rate runs over the steps; see `eslkit.trainer.StepContext.rate`."""
 
 Iterations = int | Mapping[str, int] | Sequence[int | None]
 """Optimizer updates: of every step, by the step's name or pattern, or one number a step."""
@@ -24,8 +27,10 @@ def spread(
     iterations: Iterations | None = None,
     budget: float | None = None,
     shares: Mapping[str, float] | None = None,
+    rates: Rates = "restart",
+    teach: float = 0.0,
 ) -> Plan:
-    """A plan with the iterations of every step.
+    """A plan with what trainers are told of every step: iterations, learning rate, teacher.
 
     A budget is counted in iterations of the small model: `budget=80_000` lets the whole schedule
     cost as many FLOPs as 80,000 iterations of training the small model do. Every step gets an
@@ -39,56 +44,48 @@ def spread(
         budget: iterations of the small model that cost as much as the whole schedule may.
         shares: with a budget, how large a step's part of the FLOPs is, by name or pattern; 1 where
             nothing is said.
+        rates: how the learning rate runs over the steps.
+        teach: weight of the step before as a teacher, whose forward passes a budget counts.
 
     Returns:
         The plan with new iterations; the total cost never exceeds the budget, unless a step would
         have less than one iteration.
 
     Raises:
-        InputError: both ways at once, a step that is not there, or numbers that cannot be.
+        InputError: both ways at once, a step that is not there, numbers that cannot be, or one
+            fall of the learning rate over steps of unknown length.
     """
+    _check(rates, teach)
+    plan = plan.model_copy(update={"rates": rates, "teach": float(teach)})
     if budget is None:
         if shares is not None:
             raise InputError("shares= says how a budget is divided; pass budget= with it.")
-        return plan if iterations is None else _with(plan, _by_step(plan, iterations))
-    if iterations is not None:
+        made = plan if iterations is None else _with(plan, _by_step(plan, iterations))
+    elif iterations is not None:
         raise InputError(
             "iterations= and budget= exclude each other; pass what each step trains, or what all "
             "of them cost."
         )
-    return _with(plan, _by_flops(plan, budget, shares or {}))
-
-
-Rates = Literal["restart", "once"] | float
-"""How the learning rate runs over the steps; see `eslkit.trainer.StepContext.rate`."""
-
-
-def trained_so(plan: Plan, *, rates: Rates = "restart", teach: float = 0.0) -> Plan:
-    """A plan that tells trainers how its steps are to be trained.
-
-    Args:
-        plan: the plan, with the iterations of its steps; it is not changed.
-        rates: how the learning rate runs over the steps.
-        teach: weight of the step before as a teacher.
-
-    Raises:
-        InputError: a value that cannot be, or one rate over steps of unknown length.
-    """
-    number = isinstance(rates, (int, float)) and not isinstance(rates, bool)
-    if rates not in ("restart", "once") and not (number and 0 < rates <= 1):
-        raise InputError(
-            f"rates={rates!r}: expected 'restart', 'once', or a number above 0 and up to 1, the "
-            "height of the learning rate after the first step."
-        )
-    if not isinstance(teach, (int, float)) or not 0 <= teach < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"teach={teach!r}: expected a weight of 0 or more.")
-    free = [step.name for step in plan.steps if step.iterations is None]
+    else:
+        made = _with(plan, _by_flops(plan, budget, shares or {}))
+    free = [step.name for step in made.steps if step.iterations is None]
     if rates == "once" and free:
         raise InputError(
             f"rates='once' runs over all steps, but how long {', '.join(free)} trains is left to "
             "the trainer: pass iterations= or budget=."
         )
-    return plan.model_copy(update={"rates": rates, "teach": float(teach)})
+    return made
+
+
+def _check(rates: object, teach: object) -> None:
+    height = isinstance(rates, (int, float)) and not isinstance(rates, bool) and 0 < rates <= 1
+    if rates not in ("restart", "once") and not height:
+        raise InputError(
+            f"rates={rates!r}: expected 'restart', 'once', or a number above 0 and up to 1, the "
+            "height of the learning rate after the first step."
+        )
+    if not isinstance(teach, (int, float)) or not 0 <= teach < math.inf:
+        raise InputError(f"teach={teach!r}: expected a weight of 0 or more.")
 
 
 def _with(plan: Plan, counts: Sequence[int | None]) -> Plan:
@@ -138,7 +135,7 @@ def _by_flops(plan: Plan, budget: float, shares: Mapping[str, float]) -> list[in
         raise InputError(f"shares= of {', '.join(wrong)}: expected positive numbers.")
     each = budget * plan.base_macs / sum(weights)
     return [
-        max(1, int(each * weight / step.macs))
+        max(1, int(each * weight / plan.update_macs(step)))
         for weight, step in zip(weights, plan.steps, strict=True)
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from eslkit.budget import Iterations, Rates, spread, trained_so
+from eslkit.budget import Iterations, Rates, spread
 from eslkit.errors import InputError
 from eslkit.planners import Choices, plan_expansion, plan_scratch
 from eslkit.schedule import Schedule, check_model, own_policies
@@ -112,8 +112,9 @@ def paper(
         made = plan_expansion(model, width=width, depth=depth, choices=choices)
     else:
         made = plan_scratch(model, depth=0 if whole else depth, choices=choices)
-    plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
-    plan = trained_so(plan, rates=rates, teach=teach)
+    plan = spread(
+        made.plan, iterations=iterations, budget=budget, shares=shares, rates=rates, teach=teach
+    )
     return Schedule(
         clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened
     )

@@ -114,7 +114,7 @@ class Step(_Frozen):
 
     @property
     def training_flops(self) -> int | None:
-        """FLOPs of its whole training: a backward pass is taken for two forward passes."""
+        """FLOPs of its whole training, without a teacher's; a backward pass is two forward ones."""
         return None if self.iterations is None else 3 * self.flops * self.iterations
 
 
@@ -206,10 +206,21 @@ class Plan(_Frozen):
         """
         longest = [each.iterations for each in self.steps]
         base, last = self.base_macs, longest[-1]
-        ratio = step.macs / base if base else 0.0
+        ratio = self.update_macs(step) / base if base else 0.0
         if None in longest or step.iterations is None or last is None:
             return ratio
         return ratio * step.iterations / last
+
+    def update_macs(self, step: Step) -> float:
+        """A third of the multiply-accumulates of one update, on the plan's inputs.
+
+        That is the network's forward pass, since the backward pass is taken for two more; and a
+        third of the teacher's, which is only asked.
+        """
+        if not self.teach:
+            return step.macs
+        before = self.source if step.index == 1 else self.steps[step.index - 2]
+        return step.macs + (0 if before is None else before.macs / 3)
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` reads it back to an equal plan."""

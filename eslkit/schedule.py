@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from eslkit.budget import Iterations, Rates, spread, trained_so
+from eslkit.budget import Iterations, Rates, spread
 from eslkit.draw import draw_plan
 from eslkit.driver import Callback, walk
 from eslkit.errors import InputError, PlanError
@@ -141,6 +141,10 @@ class Schedule:
             "for inputs of these shapes: activations of a forward pass; a training with Adam, with "
             "what autograd keeps."
         )
+        if plan.rates != "restart" or plan.teach:
+            table.caption += (
+                f" Learning rates: {plan.rates}; weight of the teacher: {plan.teach:g}."
+            )
         table.caption_justify = "left"
         return _printed(table)
 
@@ -269,7 +273,7 @@ def schedule(
         iterations: optimizer updates of every step, by step name or pattern, or one number a
             step; None leaves them to the trainer.
         budget: instead, what the whole schedule may cost, in iterations of the small model;
-            every step gets an equal share of the FLOPs.
+            every step gets an equal share of the FLOPs, its teacher's included.
         shares: with a budget, how large a step's share is, by step name or pattern.
         rates: how the learning rate runs, which the trainer asks `step.rate` for. `restart`: anew
             in every step, as in the paper. A number such as 0.1: anew, but after the first step
@@ -301,8 +305,9 @@ def schedule(
     )
     policies = own_policies(init, expand_init)
     made = plan_expansion(model, width=width, depth=depth, choices=choices)
-    plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
-    plan = trained_so(plan, rates=rates, teach=teach)
+    plan = spread(
+        made.plan, iterations=iterations, budget=budget, shares=shares, rates=rates, teach=teach
+    )
     return Schedule(
         clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened
     )
@@ -367,8 +372,9 @@ def schedule_from(
         seed=seed,
     )
     made = plan_between(source, target=target, choices=choices)
-    plan = spread(made.plan, iterations=iterations, budget=budget, shares=shares)
-    plan = trained_so(plan, rates=rates, teach=teach)
+    plan = spread(
+        made.plan, iterations=iterations, budget=budget, shares=shares, rates=rates, teach=teach
+    )
     policies = own_policies(init)
     return Schedule(clone(target), plan, made.inputs, policies, clone(source), made.prepared)
 

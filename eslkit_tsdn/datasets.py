@@ -155,17 +155,21 @@ class StoredSid:
         seed: int | str,
         gain: float | None = None,
         ratios: Ratios = SID_RATIOS,
-    ) -> Source:
+    ) -> PairSource | LongSource:
         """Training batches: an epoch sees every crop of the training scenes once.
 
         Raises:
             InputError: the store has no training scenes, or the crop is larger than a frame.
         """
-        return self._source(batch_size=batch_size, crop=crop, seed=seed, gain=gain, ratios=ratios)
+        if self.noise == "real":
+            return PairSource(self.store, batch_size=batch_size, crop=crop, seed=seed)
+        return LongSource(
+            self.store, batch_size=batch_size, crop=crop, seed=seed, gain=gain, ratios=ratios
+        )
 
     def num_crops(self, *, crop: int) -> int:
         """Crops without overlap in the training pairs; SID has 2,240 of 512 in all."""
-        return self._source(batch_size=1, crop=crop, seed=0, gain=None).epoch_size
+        return self.source(batch_size=1, crop=crop, seed=0).epoch_size
 
     def pairs(
         self,
@@ -194,21 +198,6 @@ class StoredSid:
             crop=largest,
             multiple=multiple,
             drop_misaligned=drop_misaligned,
-        )
-
-    def _source(
-        self,
-        *,
-        batch_size: int,
-        crop: int,
-        seed: int | str,
-        gain: float | None,
-        ratios: Ratios = SID_RATIOS,
-    ) -> PairSource | LongSource:
-        if self.noise == "real":
-            return PairSource(self.store, batch_size=batch_size, crop=crop, seed=seed)
-        return LongSource(
-            self.store, batch_size=batch_size, crop=crop, seed=seed, gain=gain, ratios=ratios
         )
 
 

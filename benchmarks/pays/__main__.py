@@ -8,7 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pays.study import carry_out_all, read, runs_of
+from benchmarks.pays.study import carry_out_all, known_data, read, runs_of
+from benchmarks.pays.tasks import digest
 
 Cells = dict[tuple[str, str, int], dict[str, list[dict[str, Any]]]]
 
@@ -16,7 +17,7 @@ Cells = dict[tuple[str, str, int], dict[str, list[dict[str, Any]]]]
 def show(part: str) -> None:
     known = read()
     cells: Cells = defaultdict(lambda: defaultdict(list))
-    for run in runs_of(part):
+    for run in runs_of(part, known_data()):
         if run.id in known:
             cells[run.task, run.size, run.budget][run.name].append(known[run.id])
     measures = {"denoise": "psnr_x300", "segment": "miou"}
@@ -57,10 +58,11 @@ def main() -> None:
         for part in asked.parts:
             show(part)
         return
+    data = {name: digest(name, asked.data) for name in ("denoise", "segment")}
     runs = [
         run
         for part in asked.parts
-        for run in runs_of(part)
+        for run in runs_of(part, data)
         if f"{run.task} {run.size}".startswith(asked.only)
     ]
     for record in carry_out_all(

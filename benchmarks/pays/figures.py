@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.pays.study import read, runs_of
+from benchmarks.pays.study import known_data, read, runs_of
 
 __all__ = ["draw"]
 
@@ -27,7 +27,7 @@ def draw(folder: Path, part: str = "baselines") -> list[Path]:
     """One SVG for each task and size: against computation on the left, updates on the right."""
     known = read()
     found: dict[tuple[str, str], dict[str, Points]] = defaultdict(dict)
-    for run in runs_of(part):
+    for run in runs_of(part, known_data()):
         record = known.get(run.id)
         if record is None:
             continue

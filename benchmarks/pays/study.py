@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.pays.ways import Way, carry_out
 
-__all__ = ["RESULTS", "Run", "carry_out_all", "read", "runs_of"]
+__all__ = ["RESULTS", "Run", "carry_out_all", "known_data", "read", "runs_of"]
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 
@@ -33,6 +33,8 @@ class Run:
     way: Way
     budget: int
     seed: int
+    data: str
+    """Digest of what it learns from."""
 
     def told(self) -> dict[str, Any]:
         """For a file."""
@@ -42,6 +44,7 @@ class Run:
             "way": self.way.told(),
             "budget": self.budget,
             "seed": self.seed,
+            "data": self.data,
         }
 
     @property
@@ -200,24 +203,34 @@ def _of_task(task: str) -> dict[str, Way]:
 BUDGETS = (1000, 4000, 16000, 64000)
 
 
-def runs_of(part: str) -> list[Run]:
-    """The runs of a part of the study."""
-    both = [(t, s) for t in ("denoise", "segment") for s in ("4-8-16", "8-16-32")]
+def known_data() -> dict[str, str]:
+    """Task -> digest of the data that the last known runs have."""
+    return {record["task"]: record["data"] for record in read().values()}
+
+
+def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
+    """The runs of a part of the study.
+
+    Args:
+        part: its name.
+        data: task -> digest of its data; tasks that are not there are left out.
+    """
+    both = [(t, s) for t in data for s in ("4-8-16", "8-16-32")]
     if part == "rate":
         return [
-            Run(t, s, f"scratch, lr {lr:g}", Way(lr=lr), 4000, 0)
+            Run(t, s, f"scratch, lr {lr:g}", Way(lr=lr), 4000, 0, data[t])
             for t, s in both
             for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
         ]
     if part == "saturation":
         return [
-            Run(t, s, "scratch", Way(), budget, 0)
+            Run(t, s, "scratch", Way(), budget, 0, data[t])
             for t, s in both
             for budget in (2000, 8000, 32000, 128000)
         ]
     if part == "baselines":
         return [
-            Run(t, s, name, way if way.restarts else Way(restarts=STEPS[t]), budget, seed)
+            Run(t, s, name, way if way.restarts else Way(restarts=STEPS[t]), budget, seed, data[t])
             for t, s in both
             for budget in BUDGETS
             for name, way in BASELINES.items()
@@ -225,8 +238,8 @@ def runs_of(part: str) -> list[Run]:
         ]
     if part == "knobs":
         return [
-            Run(t, "4-8-16", name, way, 16000, seed)
-            for t in ("denoise", "segment")
+            Run(t, "4-8-16", name, way, 16000, seed, data[t])
+            for t in data
             for name, way in {**KNOBS, **_of_task(t)}.items()
             for seed in range(2)
         ]

@@ -44,9 +44,6 @@ class Task:
     test: Score
     measure: str
     """The figure that counts."""
-    lr: float
-    """Learning rate at the start: of 1e-3 to 3.2e-2 among the best for scratch training (the part
-    `rate`); larger networks may want a smaller one (`Way.lr`)."""
 
     def small(self, size: str, *, seed: int) -> nn.Module:
         """The small network before any training."""
@@ -60,6 +57,9 @@ class Task:
         return x.float(), y.float() if y.dtype == torch.float16 else y.long()
 
 
+SCENES = "scenes-1"
+"""Version of the drawn scenes, in place of a hash."""
+
 CACHE = Path(tempfile.gettempdir()) / "eslkit-pays"
 
 
@@ -72,6 +72,13 @@ def task(name: str, data: str) -> Task:
         data: pictures for `denoise`, as for `eslkit_tsdn.datasets.open_dataset`.
     """
     return {"denoise": _denoise, "segment": lambda _: _segment()}[name](data)
+
+
+def digest(name: str, data: str) -> str:
+    """What a task's data are, in a few digits."""
+    from eslkit_tsdn.datasets import open_dataset
+
+    return open_dataset(data).digest[:16] if name == "denoise" else SCENES
 
 
 # Raw denoising
@@ -121,7 +128,6 @@ def _denoise(data: str) -> Task:
         validate=scored(validation, 160),
         test=scored(test, 256),
         measure="psnr_x300",
-        lr=8e-3,
     )
 
 
@@ -214,11 +220,10 @@ def _segment() -> Task:
         build=build,
         example=torch.zeros(1, 1, SIDE, SIDE),
         batch_size=8,
-        pool=Pool(CACHE / "segment-1", blocks=256, draw=draw),
+        pool=Pool(CACHE / f"segment-{SCENES}", blocks=256, draw=draw),
         loss=F.cross_entropy,
         agree=agree,
         validate=scored(1),
         test=scored(2),
         measure="miou",
-        lr=8e-3,
     )

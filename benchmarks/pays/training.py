@@ -26,7 +26,7 @@ def train(
     watch: Callable[[int], None] | None = None,
     stop: Callable[[int], bool] | None = None,
     average: float = 0.0,
-    lr: float | None = None,
+    lr: float,
 ) -> torch.optim.Optimizer:
     """Train a network in place with Adam.
 
@@ -43,10 +43,10 @@ def train(
         stop: is asked before every update whether to end here.
         average: decay of an exponential average of the weights, which the network ends with; 0
             for none.
-        lr: in place of the task's.
+        lr: learning rate at the start.
     """
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr or task.lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     if begin is not None:
         begin(optimizer)

@@ -17,8 +17,7 @@ from torch import nn
 import eslkit
 from benchmarks.pays.tasks import Task
 from benchmarks.pays.training import train
-from eslkit.budget import spread, trained_so
-from eslkit.plan import Plan
+from eslkit.budget import spread
 from eslkit.surgery.depth import clone
 from eslkit.surgery.optimizers import inherit_optimizer
 from eslkit.surgery.policies import Policy, least_squares, taylor
@@ -53,17 +52,19 @@ class Way:
     early: float = 0.0
     """Steps before the last end where a tenth of their updates gains less than this on validation
     data; what is left goes to the last step."""
-    lr: float | None = None
-    """Learning rate in place of the task's."""
+    lr: float = 8e-3
+    """Learning rate at the start: of 1e-3 to 3.2e-2 among the best for scratch training (the part
+    `rate`); larger networks may want a smaller one."""
 
     def told(self) -> dict[str, Any]:
-        """For a file: what differs from the defaults."""
+        """For a file: the learning rate, and what else differs from the defaults."""
         plain = Way()
-        return {
+        changed = {
             name: dict(value) if isinstance(value, Mapping) else value
             for name in self.__dataclass_fields__
             if (value := getattr(self, name)) != getattr(plain, name)
         }
+        return {**changed, "lr": self.lr}
 
 
 @dataclass
@@ -96,23 +97,29 @@ def carry_out(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Out
     return _walked(way, task, size, budget=budget, seed=seed)
 
 
+def _alone(way: Way, task: Task, network: nn.Module, name: str, count: int, **how: Any) -> Any:
+    """One training that belongs to no schedule, with a learning rate of its own; what it logged."""
+    log = _Log(task, network, name, count)
+    train(
+        network,
+        task,
+        iterations=count,
+        rate=lambda done: cosine(done / count),
+        watch=log,
+        average=way.average,
+        lr=way.lr,
+        **how,
+    )
+    return log.told
+
+
 def _scratch(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outcome:
     network = task.small(size, seed=seed)
     each = [budget // way.restarts + (i < budget % way.restarts) for i in range(way.restarts)]
-    steps = []
-    for index, count in enumerate(each):
-        log = _Log(task, network, f"part {index + 1}", count)
-        train(
-            network,
-            task,
-            iterations=count,
-            seed=_batches(seed, index),
-            rate=lambda k, count=count: cosine(k / count),
-            watch=log,
-            average=way.average,
-            lr=way.lr,
-        )
-        steps.append(log.told)
+    steps = [
+        _alone(way, task, network, f"part {part + 1}", count, seed=_batches(seed, part))
+        for part, count in enumerate(each)
+    ]
     return Outcome(network, budget, budget, steps)
 
 
@@ -123,33 +130,20 @@ def _distilled(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Ou
     large_count = int(budget / 2 * base / large)
     small_count = int(budget / 2 / (1 + large / base / 3))
     kept: list[nn.Module] = []
-    teach: dict[str, Any] = {"seed": _batches(seed, 0), "iterations": large_count, "lr": way.lr}
 
     def expanded(network: nn.Module, step: StepContext) -> None:
         if step.index > 1:
             return  # only the expanded network is wanted
-        log = _Log(task, network, "teacher", large_count)
-        train(network, task, rate=lambda k: cosine(k / large_count), watch=log, **teach)
-        steps.append(log.told)
+        told = _alone(way, task, network, "teacher", large_count, seed=_batches(seed, 0))
+        steps.append(told)
         kept.append(clone(network).eval().requires_grad_(False))
 
     steps: list[dict[str, Any]] = []
     eslkit.schedule(small, granularity="direct", example_inputs=task.example, seed=seed).run(
         expanded
     )
-    log = _Log(task, small, "student", small_count)
-    train(
-        small,
-        task,
-        iterations=small_count,
-        seed=_batches(seed, 1),
-        rate=lambda k: cosine(k / small_count),
-        teacher=kept[0],
-        teach=1.0,
-        watch=log,
-        lr=way.lr,
-    )
-    steps.append(log.told)
+    taught = {"teacher": kept[0], "teach": 1.0, "seed": _batches(seed, 1)}
+    steps.append(_alone(way, task, small, "student", small_count, **taught))
     cost = large_count * large / base + small_count * (1 + large / base / 3)
     return Outcome(small, cost, large_count + small_count, steps)
 
@@ -161,32 +155,16 @@ def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outco
     small, first = task.small(size, seed=seed), round(way.start * budget)
     steps: list[dict[str, Any]] = []
     if first:
-        log = _Log(task, small, "start", first)
-        train(
-            small,
-            task,
-            iterations=first,
-            seed=_batches(seed, 99),
-            rate=lambda k: cosine(k / first),
-            watch=log,
-            lr=way.lr,
-        )
-        steps.append(log.told)
+        steps.append(_alone(way, task, small, "start", first, seed=_batches(seed, 99)))
     made = eslkit.schedule(small, example_inputs=task.example, seed=seed, **options)
-    costs = _costs(made.plan, teach)
+    asked = spread(made.plan, teach=teach)
+    costs = [asked.update_macs(step) / asked.base_macs for step in asked.steps]
     counts = _counts(way.spread, costs, budget - first)
-    plan = trained_so(spread(made.plan, iterations=counts), rates=rates, teach=teach)
+    plan = spread(made.plan, iterations=counts, rates=rates, teach=teach)
     trainer = _Trainer(way, task, seed, options["init"], steps, costs)
     result = replace(made, plan=plan).run(trainer)
     cost = first + sum(n * c for n, c in zip(trainer.counts, costs, strict=True))
     return Outcome(result.model, cost, first + sum(trainer.counts), steps)
-
-
-def _costs(plan: Plan, teach: float) -> list[float]:
-    """Of an update of each step, in updates of the small network."""
-    own = [step.macs / plan.base_macs for step in plan.steps]
-    asked = [0.0, *own[:-1]] if teach else [0.0] * len(own)
-    return [cost + teacher / 3 for cost, teacher in zip(own, asked, strict=True)]
 
 
 def _counts(how: str, costs: Sequence[float], budget: float) -> list[int]:

@@ -92,9 +92,9 @@ def denoise(
     ] = False,
 ) -> None:
     """Denoise dark photographs, from a camera's file to one for your raw converter."""
-    from eslkit_tsdn.weights.shipped import HELPS_FROM
+    from eslkit_tsdn.weights.shipped import HELPS_FROM, SHIPPED, find_weights
 
-    own = HELPS_FROM if weights is None else 0.0
+    own = HELPS_FROM if find_weights(weights) == SHIPPED else 0.0
     wishes = Wishes(ratio, keep_exposure, compare, memory, own)
     with exit_codes(out if out is not None else photos[0].parent):
         jobs = planned(photos, out=out, to=to, overwrite=overwrite)

@@ -13,9 +13,9 @@ __all__ = ["HELPS_FROM", "MODEL_CARD", "SHIPPED", "find_weights"]
 SHIPPED = Path(__file__).with_name("tsdn-sony.safetensors")
 """The file of weights."""
 
-HELPS_FROM = 50.0
-"""Below this exposure ratio they take away more than noise: at 64 they gain 2 to 4 dB, at 16 they
-cost 2.5 to 3 (`benchmarks/shipped.py`)."""
+HELPS_FROM = 48.0
+"""Below this exposure ratio they may take away more than noise: at 48 they gain 1.5 to 2.8 dB, at
+32 they gain or lose with the picture, at 16 they cost 2.5 to 3.1 (`benchmarks/shipped.py`)."""
 
 MODEL_CARD = Path(__file__).with_name("tsdn-sony.md")
 """What they were trained on, what they reach, what they are not for; Markdown."""

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from eslkit.budget import trained_so
+import eslkit
+from eslkit.budget import spread
 from eslkit.errors import InputError
 from eslkit.plan import Plan
 from eslkit.trainer import StepContext, cosine
+from tests.eslkit.paper_plan import paper_plan
 from tests.eslkit.small_walk import Loop, final_bytes, run, small_plan
 
 
@@ -27,7 +29,7 @@ def plan_with(counts: list[int], **how: Any) -> Plan:
         step.model_copy(update={"iterations": count})
         for step, count in zip(plan.steps, counts, strict=True)
     )
-    return trained_so(plan.model_copy(update={"steps": steps}), **how)
+    return spread(plan.model_copy(update={"steps": steps}), **how)
 
 
 def rates_of(plan: Plan, shape: Any = cosine) -> list[list[float]]:
@@ -65,14 +67,14 @@ def test_the_shape_is_the_trainers() -> None:
     plan = plan_with([4, 4, 4], rates="once")
     straight = list(chain(*rates_of(plan, shape=lambda done: done)))
     assert straight == pytest.approx([k / 12 for k in range(12)])
-    context = StepContext(plan.steps[1], 3, None, 0, trained_so(small_plan(iterations=None)))
+    context = StepContext(plan.steps[1], 3, None, 0, spread(small_plan(iterations=None)))
     assert context.rate(5, iterations=10) == pytest.approx(0.5)
 
 
 def test_unknown_lengths_are_refused() -> None:
     plan = small_plan(iterations=None)
     with pytest.raises(InputError, match="how long EL, CSL1, CSL2 trains is left to the trainer"):
-        trained_so(plan, rates="once")
+        spread(plan, rates="once")
     context = StepContext(plan.steps[1], 3, None, 0, plan)
     with pytest.raises(InputError, match="learning rate of step CSL1 cannot be told"):
         context.rate(0)
@@ -93,14 +95,14 @@ def test_unknown_lengths_are_refused() -> None:
 )
 def test_what_cannot_be_is_refused(how: dict[str, Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
-        trained_so(small_plan(), **how)
+        spread(small_plan(), **how)
 
 
 def test_plans_keep_both_in_their_files() -> None:
-    plan = trained_so(small_plan(), rates=0.25, teach=0.5)
+    plan = spread(small_plan(), rates=0.25, teach=0.5)
     assert Plan.from_json(plan.to_json()) == plan
     assert Plan.from_yaml(plan.to_yaml()) == plan
-    assert Plan.from_json(trained_so(plan, rates="once").to_json()).rates == "once"
+    assert Plan.from_json(spread(plan, rates="once").to_json()).rates == "once"
 
 
 class Taught(Loop):
@@ -138,7 +140,7 @@ def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_each_step_is_taught_by_the_trained_network_before() -> None:
     trainer = Taught()
-    run(None, trainer, plan=trained_so(small_plan(), teach=0.5))
+    run(None, trainer, plan=spread(small_plan(), teach=0.5))
     assert list(trainer.teachers) == ["CSL1", "CSL2"]
     assert _equal(trainer.teachers["CSL1"], trainer.ends["EL"])
     assert _equal(trainer.teachers["CSL2"], trainer.ends["CSL1"])
@@ -152,7 +154,7 @@ def test_nobody_teaches_unless_asked_to() -> None:
 
 @pytest.mark.parametrize("stopped", ["CSL1", "CSL2"])
 def test_a_run_that_goes_on_has_the_same_teacher(tmp_path: Path, stopped: str) -> None:
-    plan = trained_so(small_plan(), teach=0.5)
+    plan = spread(small_plan(), teach=0.5)
     whole = Taught()
     run(tmp_path / "whole", whole, plan=plan)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
@@ -174,7 +176,38 @@ def test_a_trainer_cannot_harm_what_comes_after_through_its_teacher() -> None:
                     parameter.fill_(7.0)
             return metrics
 
-    plan = trained_so(small_plan(), teach=0.5)
+    plan = spread(small_plan(), teach=0.5)
     polite, _ = run(None, Taught(), plan=plan)
     rude, _ = run(None, Rude(), plan=plan)
     assert _equal(_copied(polite), _copied(rude))
+
+
+def test_the_large_model_teaches_the_first_step_down_from_it() -> None:
+    large, small = (nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, 2)) for n in (8, 4))
+    taught: list[dict[str, torch.Tensor]] = []
+
+    def train(model: nn.Module, step: StepContext) -> None:
+        assert step.teacher is not None
+        taught.append(_copied(step.teacher))
+
+    made = eslkit.schedule_from(large, target=small, teach=1.0, example_inputs=torch.zeros(1, 3))
+    made.run(train)
+    assert _equal(taught[0], _copied(large))
+
+
+@given(st.floats(60, 1e6))
+def test_a_budget_counts_what_the_teacher_is_asked(budget: float) -> None:
+    plan = spread(paper_plan(), budget=budget, teach=0.5)
+    before = [0, *(step.macs for step in plan.steps[:-1])]
+    updates = [
+        (step.macs + asked / 3) * (step.iterations or 0)
+        for step, asked in zip(plan.steps, before, strict=True)
+    ]
+    assert sum(updates) <= budget * plan.base_macs or 1 in [s.iterations for s in plan.steps]
+    small = plan.base_macs * (plan.steps[-1].iterations or 0)
+    assert sum(map(plan.cost, plan.steps)) == pytest.approx(sum(updates) / small)
+    alone = spread(paper_plan(), budget=budget)
+    assert all(
+        (a.iterations or 0) <= (b.iterations or 0)
+        for a, b in zip(plan.steps, alone.steps, strict=True)
+    )
