@@ -72,6 +72,36 @@ def tsdn() -> None:
     if not MODEL_CARD.is_file() or num_parameters(network) != num_parameters(model):
         sys.exit(f"{SHIPPED} or its model card did not come along")
     print(f"{SHIPPED.name} comes along, with its model card")
+    denoises()
+
+
+def denoises() -> None:
+    """A camera's file in, a DNG out, with nothing named."""
+    import numpy as np
+
+    from eslkit_tsdn.dng import write_dng
+    from eslkit_tsdn.raw import RawImage
+    from eslkit_tsdn.shot import Shot
+
+    mosaic = np.random.default_rng(0).integers(512, 700, (128, 192)).astype(np.uint16)
+    raw = RawImage(
+        mosaic=mosaic,
+        pattern=((0, 1), (3, 2)),
+        black=(512.0,) * 4,
+        white=16383.0,
+        white_balance=(1.0, 1.0, 1.0),
+        color_matrix=np.eye(3),
+        exposure=0.1,
+        iso=1600,
+        path=Path("dark.dng"),
+    )
+    shot = Shot("Sony", "ILCE-7SM2", as_shot=(1.0, 1.0, 1.0), camera_from_xyz=np.eye(3))
+    write_dng(raw.mosaic, "dark.dng", raw=raw, shot=shot)
+    command = ["eslkit-tsdn", "denoise", "dark.dng", "-o", "clean.dng"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not Path("clean.dng").is_file():
+        sys.exit(f"denoise: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+    print("denoise makes a DNG with the weights that come along")
 
 
 if __name__ == "__main__":
