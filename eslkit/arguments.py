@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from eslkit.errors import InputError
 
-__all__ = ["load_model", "parse_shape", "parse_step", "parse_table"]
+__all__ = ["load_model", "parse_shape", "parse_share", "parse_step", "parse_table"]
+
+T = TypeVar("T")
 
 
 def load_model(name: str) -> nn.Module:
@@ -71,20 +73,20 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def parse_table(
-    texts: Sequence[str], *, option: str, kind: type[int] | type[float], plain: bool = True
-) -> Any:
+    texts: Sequence[str], *, option: str, kind: Callable[[str], T], plain: bool = True
+) -> T | dict[str, T]:
     """The number that `2` writes, or the table that `NAME=2` and further ones write.
 
     Args:
         texts: what was passed, once for each use of the option.
         option: the option's name, for errors.
-        kind: int or float.
+        kind: reads a number, as int and float do.
         plain: whether one number for all will do.
 
     Raises:
         InputError: a text is neither, or a number stands beside other texts.
     """
-    table: dict[str, int | float] = {}
+    table: dict[str, T] = {}
     for text in texts:
         name, equals, number = text.rpartition("=")
         try:
@@ -99,6 +101,18 @@ def parse_table(
             return value
         table[name] = value
     return table
+
+
+def parse_share(text: str) -> float | str:
+    """A weight such as `3`, or a percentage such as `70%`, which stays text.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text.endswith("%"):
+        float(text[:-1])
+        return text
+    return float(text)
 
 
 def parse_step(text: str) -> str | list[str] | dict[str, int | float]:

@@ -10,12 +10,16 @@ from typing import Literal, TypeVar
 from eslkit.errors import InputError
 from eslkit.plan import Plan
 
-__all__ = ["Iterations", "Rates", "spread"]
+__all__ = ["Iterations", "Rates", "Shares", "spread"]
 
 T = TypeVar("T")
 
 Rates = Literal["restart", "once"] | float
 """How the learning rate runs over the steps; see `eslkit.trainer.StepContext.rate`."""
+
+Shares = Mapping[str, float | str]
+"""Parts of a budget by step name or pattern, `first` or `last`: a weight beside the 1 of all other
+steps, or a percentage of the whole such as `"70%"`."""
 
 Iterations = int | Mapping[str, int] | Sequence[int | None]
 """Optimizer updates: of every step, by the step's name or pattern, or one number a step."""
@@ -26,7 +30,7 @@ def spread(
     *,
     iterations: Iterations | None = None,
     budget: float | None = None,
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | None = None,
     rates: Rates = "restart",
     teach: float = 0.0,
 ) -> Plan:
@@ -42,8 +46,9 @@ def spread(
             the last one that matches counts and steps that none matches leave it to the trainer;
             or one number a step, in order.
         budget: iterations of the small model that cost as much as the whole schedule may.
-        shares: with a budget, how large a step's part of the FLOPs is, by name or pattern; 1 where
-            nothing is said.
+        shares: with a budget, how large a step's part of the FLOPs is, by name or pattern, or for
+            the `first` or the `last` step: a number beside 1 where nothing is said, or a percentage
+            of the whole such as `"70%"`, of which the other steps divide the rest.
         rates: how the learning rate runs over the steps.
         teach: weight of the step before as a teacher, whose forward passes a budget counts.
 
@@ -119,7 +124,7 @@ def _count(number: object, name: str) -> int | None:
     return number
 
 
-def _by_flops(plan: Plan, budget: float, shares: Mapping[str, float]) -> list[int]:
+def _by_flops(plan: Plan, budget: float, shares: Shares) -> list[int]:
     if not isinstance(budget, (int, float)) or not 0 < budget < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"budget={budget!r}: expected a positive number of iterations.")
     free = [step.name for step in plan.steps if not step.macs]
@@ -128,27 +133,59 @@ def _by_flops(plan: Plan, budget: float, shares: Mapping[str, float]) -> list[in
             f"budget={budget:g} cannot be spread by FLOPs: {', '.join(free) or 'the small model'} "
             "has no convolution or matrix product to count. Pass iterations= instead."
         )
-    given = _matched(plan, shares, "shares")
-    weights = [given.get(step.name, 1.0) for step in plan.steps]
-    wrong = [n for n, w in zip((s.name for s in plan.steps), weights, strict=True) if not w > 0]
-    if wrong:
-        raise InputError(f"shares= of {', '.join(wrong)}: expected positive numbers.")
-    each = budget * plan.base_macs / sum(weights)
+    macs = budget * plan.base_macs
     return [
-        max(1, int(each * weight / plan.update_macs(step)))
-        for weight, step in zip(weights, plan.steps, strict=True)
+        max(1, int(macs * part / plan.update_macs(step)))
+        for part, step in zip(_parts(plan, shares), plan.steps, strict=True)
     ]
 
 
-def _matched(plan: Plan, table: Mapping[str, T], what: str) -> dict[str, T]:
+def _parts(plan: Plan, shares: Shares) -> list[float]:
+    """Of every step, the part of the whole."""
+    given = _matched(plan, shares, "shares", ends=True)
+    fixed: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for step in plan.steps:
+        share = given.get(step.name, 1.0)
+        number = _number(share)
+        if not 0 < number < math.inf:
+            raise InputError(
+                f"shares= of {step.name} is {share!r}: expected a positive number, or a percentage "
+                "such as '70%'."
+            )
+        (fixed if isinstance(share, str) else weights)[step.name] = number
+    rest = 1 - sum(fixed.values())
+    if rest < -1e-9 or (rest < 1e-9) != (not weights):
+        others = f", and {', '.join(weights)} need a part, too" if weights else ""
+        raise InputError(
+            f"shares=: {', '.join(fixed)} get {sum(fixed.values()):.4g} of the whole{others}. "
+            f"Expected {'less than' if weights else 'exactly'} 100% together."
+        )
+    each = rest / sum(weights.values()) if weights else 0.0
+    return [fixed.get(s.name, each * weights.get(s.name, 0.0)) for s in plan.steps]
+
+
+def _number(share: object) -> float:
+    """A weight, or the part that a percentage writes; NaN for what is neither."""
+    if isinstance(share, str) and share.endswith("%"):
+        try:
+            return float(share[:-1]) / 100
+        except ValueError:
+            return math.nan
+    return float(share) if isinstance(share, (int, float)) else math.nan
+
+
+def _matched(plan: Plan, table: Mapping[str, T], what: str, *, ends: bool = False) -> dict[str, T]:
     """Step name -> value; the last pattern that matches counts."""
+    names = [step.name for step in plan.steps]
+    places = {"first": names[0], "last": names[-1]} if ends else {}
     found: dict[str, T] = {}
     for pattern, value in table.items():
-        hits = [step.name for step in plan.steps if fnmatch.fnmatchcase(step.name, pattern)]
+        wanted = places.get(pattern, pattern)
+        hits = [name for name in names if fnmatch.fnmatchcase(name, wanted)]
         if not hits:
             raise InputError(
-                f"{what}=: no step is called {pattern!r}; the steps are "
-                f"{', '.join(step.name for step in plan.steps)}."
+                f"{what}=: no step is called {pattern!r}; the steps are {', '.join(names)}."
             )
         found.update(dict.fromkeys(hits, value))
     return found

@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eslkit.arguments import load_model, parse_shape, parse_step, parse_table
+from eslkit.arguments import load_model, parse_shape, parse_share, parse_step, parse_table
 from eslkit.cost import cost
 from eslkit.errors import EslError, InputError
 from eslkit.files import write_atomically
@@ -130,7 +130,8 @@ def plan(
         float | None, typer.Option(help="instead: cost of all, in updates of the small model")
     ] = None,
     share: Annotated[
-        list[str] | None, typer.Option(help="a step's share of the budget, as LSL2=3; each")
+        list[str] | None,
+        typer.Option(help="a step's part of the budget, LSL2=3 or last=70%; each"),
     ] = None,
     rates: Annotated[
         str, typer.Option(help="learning rate: restart, once, or 0.1: so high after the first step")
@@ -157,7 +158,9 @@ def plan(
         if iterations
         else None,
         "budget": budget,
-        "shares": parse_table(share, option="--share", kind=float, plain=False) if share else None,
+        "shares": parse_table(share, option="--share", kind=parse_share, plain=False)
+        if share
+        else None,
         "rates": _number_or_word(rates),
         "teach": teach,
         "seed": seed,

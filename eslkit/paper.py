@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from eslkit.budget import Iterations, Rates, spread
+from eslkit.budget import Iterations, Rates, Shares, spread
 from eslkit.errors import InputError
 from eslkit.planners import Choices, plan_expansion, plan_scratch
 from eslkit.schedule import Schedule, check_model, own_policies
@@ -48,7 +48,7 @@ def paper(
     protect: Sequence[str] = (),
     iterations: Iterations | None = None,
     budget: float | None = None,
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | None = None,
     rates: Rates = "restart",
     teach: float = 0.0,
     seed: int = 0,

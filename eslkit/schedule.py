@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from eslkit.budget import Iterations, Rates, spread
+from eslkit.budget import Iterations, Rates, Shares, spread
 from eslkit.draw import draw_plan
 from eslkit.driver import Callback, walk
 from eslkit.errors import InputError, PlanError
@@ -238,7 +238,7 @@ def schedule(
     protect: Sequence[str] = (),
     iterations: Iterations | None = None,
     budget: float | None = None,
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | None = None,
     rates: Rates = "restart",
     teach: float = 0.0,
     seed: int = 0,
@@ -274,7 +274,8 @@ def schedule(
             step; None leaves them to the trainer.
         budget: instead, what the whole schedule may cost, in iterations of the small model;
             every step gets an equal share of the FLOPs, its teacher's included.
-        shares: with a budget, how large a step's share is, by step name or pattern.
+        shares: with a budget, how large a step's share is, by step name or pattern, or `first` or
+            `last`: a number beside the 1 of others, or a percentage of the whole such as `"70%"`.
         rates: how the learning rate runs, which the trainer asks `step.rate` for. `restart`: anew
             in every step, as in the paper. A number such as 0.1: anew, but after the first step
             only so high. `once`: one fall over all steps, which needs `iterations` or `budget`.
@@ -325,7 +326,7 @@ def schedule_from(
     protect: Sequence[str] = (),
     iterations: Iterations | None = None,
     budget: float | None = None,
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | None = None,
     rates: Rates = "restart",
     teach: float = 0.0,
     seed: int = 0,

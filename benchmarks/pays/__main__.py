@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data", default="packaged")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--hours", type=float, default=1e9)
-    parser.add_argument("--only", default="", help="task and size, as 'denoise 4-8-16'")
+    parser.add_argument("--only", default="", help="a pattern: 'denoise 4-8-16 16000 .* seed 0'")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="for draw")
     asked = parser.parse_args()
     if asked.what == "draw":
@@ -63,7 +64,7 @@ def main() -> None:
         run
         for part in asked.parts
         for run in runs_of(part, data)
-        if f"{run.task} {run.size}".startswith(asked.only)
+        if re.match(asked.only, f"{run.task} {run.size} {run.budget} {run.name} seed {run.seed}")
     ]
     for record in carry_out_all(
         runs, data=asked.data, processes=asked.processes, hours=asked.hours

@@ -9,7 +9,7 @@ import multiprocessing
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -76,11 +76,14 @@ def _begin() -> None:
 def _done(given: tuple[Run, str]) -> dict[str, Any]:
     import torch
 
-    from benchmarks.pays.tasks import task
+    from benchmarks.pays.tasks import CACHE, task
 
     run, data = given
     work, began = task(run.task, data), time.perf_counter()
     outcome = carry_out(run.way, work, run.size, budget=run.budget, seed=run.seed)
+    networks = CACHE / "networks"
+    networks.mkdir(exist_ok=True)
+    torch.save(outcome.network.state_dict(), networks / f"{run.id}.pt")
     return {
         "id": run.id,
         "name": run.name,
@@ -103,7 +106,8 @@ def carry_out_all(
     """Carry out what is not known yet, the cheapest first; stopped, it goes on where it was."""
     known, end = read(), time.monotonic() + 3600 * hours
     left = sorted(
-        {run.id: run for run in runs if run.id not in known}.values(), key=lambda run: run.budget
+        {run.id: run for run in runs if run.id not in known}.values(),
+        key=lambda run: (run.budget, run.seed),
     )
     pending = ((run, data) for run in left if time.monotonic() < end)
     context = multiprocessing.get_context("spawn")
@@ -146,9 +150,12 @@ def _walks(**walk: Any) -> Way:
 
 KNOBS: dict[str, Way] = {
     "equal FLOPs a step": _walks(),
-    "half for the last step": Way(walk=PAPER, spread="last"),
-    "half for the first step": Way(walk=PAPER, spread="first 1"),
+    "half for the last step": Way(walk=PAPER, spread="last 0.5"),
+    "half for the first step": Way(walk=PAPER, spread="first 0.5"),
+    "lr 4e-3": Way(walk=PAPER, spread="flops", lr=4e-3),
     "depth 0": _walks(depth=0),
+    "width 1.5": _walks(width=1.5),
+    "width 1.5, depth 0": _walks(width=1.5, depth=0),
     "one-shot": _walks(granularity="one-shot"),
     "direct": _walks(granularity="direct"),
     "last": _walks(init="last"),
@@ -200,6 +207,48 @@ def _of_task(task: str) -> dict[str, Way]:
     }
 
 
+COMBINED: dict[str, Way] = {
+    "half for the last step, by width": Way(walk=PAPER, spread="last 0.5", by_width=True),
+    "0.7 for the last step, by width": Way(walk=PAPER, spread="last 0.7", by_width=True),
+    "0.7 for the last step, by width, once": Way(
+        walk={"rates": "once"}, spread="last 0.7", by_width=True
+    ),
+    "0.7 for the last step, by width, once, taylor": Way(
+        walk={"rates": "once", "init": "taylor"}, spread="last 0.7", by_width=True
+    ),
+    "direct, taylor, 0.7 for the last step, by width": Way(
+        walk={"granularity": "direct", "init": "taylor"}, spread="last 0.7", by_width=True
+    ),
+    "direct, taylor, 0.7 for the last step, by width, once": Way(
+        walk={"granularity": "direct", "init": "taylor", "rates": "once"},
+        spread="last 0.7",
+        by_width=True,
+    ),
+    "width 1.5, depth 0, 0.7 for the last step, by width, once, taylor": Way(
+        walk={"width": 1.5, "depth": 0, "rates": "once", "init": "taylor"},
+        spread="last 0.7",
+        by_width=True,
+    ),
+    **{
+        f"width {width}, depth {depth}, direct, taylor, 0.7 for the last step, by width": Way(
+            walk={"width": width, "depth": depth, "granularity": "direct", "init": "taylor"},
+            spread="last 0.7",
+            by_width=True,
+        )
+        for width, depth in ((1.5, 0), (1.5, 1), (2, 0), (3, 0))
+    },
+}
+"""Knobs together."""
+
+CUTS: dict[str, Way] = {
+    init: Way(walk={"granularity": "direct", "init": init}, spread="last 0.7", by_width=True)
+    for init in (
+        *("first", "last", "combined", "l1", "l2", "paths", "taylor", "least_squares"),
+        "taylor, least squares",
+    )
+}
+"""Which channels stay, when the same expanded network is cut back at once."""
+
 BUDGETS = (1000, 4000, 16000, 64000)
 
 
@@ -243,4 +292,41 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             for name, way in {**KNOBS, **_of_task(t)}.items()
             for seed in range(2)
         ]
-    raise SystemExit(f"There is no part {part!r}; there are rate, saturation, baselines, knobs.")
+    if part == "tuning":
+        return [
+            Run(t, "4-8-16", f"{name}, {_rated(rated)}", rated, 16000, 0, data[t])
+            for t in data
+            for name, way in BASELINES.items()
+            for rated in _rates(way if way.restarts else replace(way, restarts=STEPS[t]))
+        ]
+    if part == "cuts":
+        return [
+            Run(t, "4-8-16", f"cut by {name}", way, 16000, seed, data[t])
+            for t in data
+            for name, way in CUTS.items()
+            for seed in range(3)
+        ]
+    if part == "combined":
+        return [
+            Run(t, "4-8-16", name, way, budget, seed, data[t])
+            for t in data
+            for budget in (16000, 64000)
+            for name, way in COMBINED.items()
+            for seed in range(2)
+        ]
+    raise SystemExit(
+        f"There is no part {part!r}; there are rate, saturation, baselines, tuning, knobs, "
+        "cuts, combined."
+    )
+
+
+def _rates(way: Way) -> list[Way]:
+    """The same way with other learning rates."""
+    plain = [replace(way, lr=lr) for lr in (2e-3, 4e-3, 8e-3, 1.6e-2)]
+    if way.walk is None and not way.distil:
+        return plain
+    return plain[:-1] + [replace(way, lr=lr, by_width=True) for lr in (8e-3, 1.6e-2)]
+
+
+def _rated(way: Way) -> str:
+    return f"lr {way.lr:g}{' by width' if way.by_width else ''}"

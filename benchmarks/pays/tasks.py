@@ -60,6 +60,9 @@ class Task:
 SCENES = "scenes-1"
 """Version of the drawn scenes, in place of a hash."""
 
+PHOTOGRAPHS = "photographs-2"
+"""Version of how photographs are divided and drawn from, beside the hash of them."""
+
 CACHE = Path(tempfile.gettempdir()) / "eslkit-pays"
 
 
@@ -78,7 +81,9 @@ def digest(name: str, data: str) -> str:
     """What a task's data are, in a few digits."""
     from eslkit_tsdn.datasets import open_dataset
 
-    return open_dataset(data).digest[:16] if name == "denoise" else SCENES
+    if name == "segment":
+        return SCENES
+    return f"{PHOTOGRAPHS}-{open_dataset(data).digest[:16]}"
 
 
 # Raw denoising
@@ -87,22 +92,30 @@ def digest(name: str, data: str) -> str:
 def _denoise(data: str) -> Task:
     from eslkit_tsdn.data.crops import BatchSource
     from eslkit_tsdn.data.folders import folder_photos, split_by_folder
-    from eslkit_tsdn.data.photos import packaged_photos, photos_digest, split
+    from eslkit_tsdn.data.photos import (
+        RAW_SUFFIXES,
+        evenly,
+        packaged_photos,
+        photos_digest,
+        split,
+    )
     from eslkit_tsdn.evaluation import evaluate, test_pairs
     from eslkit_tsdn.metrics import illuminance_correct, psnr
     from eslkit_tsdn.models import UNet
 
     if data == "packaged":
         photos = packaged_photos()
-        train, test = split(photos)
+        learnt, test = split(photos)
+        validation = learnt[::4]
+        learnt = tuple(photo for photo in learnt if photo not in validation)
     else:
         photos = folder_photos(data)
-        train, test = split_by_folder(photos, max_test=24)
-    every = max(2, len(train) // 12)
-    validation = train[every // 2 :: every]
-    learnt = [
-        photo for photo in train if photo not in validation and min(photo.packed.shape[1:]) > 32
-    ]
+        learnt, held = split_by_folder(photos, max_test=len(photos))
+        test = tuple(held[index] for index in evenly(len(held), 24))
+        # Camera files of odd colours would move the mean more than what is compared.
+        rest = [p for p in held if p not in test and not p.name.lower().endswith(RAW_SUFFIXES)]
+        validation = tuple(rest[index] for index in evenly(len(rest), 32))
+    learnt = tuple(photo for photo in learnt if min(photo.packed.shape[1:]) > 32)
 
     def draw(block: int) -> tuple[np.ndarray, ...]:
         source = BatchSource(learnt, batch_size=256, crop=32, seed=f"pays/{block}", gain=4.0)
@@ -122,10 +135,10 @@ def _denoise(data: str) -> Task:
         build=UNet,
         example=torch.zeros(1, 4, 32, 32),
         batch_size=16,
-        pool=Pool(CACHE / f"denoise-{photos_digest(photos)[:16]}", blocks=512, draw=draw),
+        pool=Pool(CACHE / f"{PHOTOGRAPHS}-{photos_digest(photos)[:16]}", blocks=512, draw=draw),
         loss=F.l1_loss,
         agree=F.l1_loss,
-        validate=scored(validation, 160),
+        validate=scored(validation, 128),
         test=scored(test, 256),
         measure="psnr_x300",
     )

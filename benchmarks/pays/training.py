@@ -46,7 +46,7 @@ def train(
         lr: learning rate at the start.
     """
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     if begin is not None:
         begin(optimizer)

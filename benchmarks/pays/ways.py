@@ -6,6 +6,7 @@ forward passes; a teacher's forward pass counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +21,15 @@ from benchmarks.pays.training import train
 from eslkit.budget import spread
 from eslkit.surgery.depth import clone
 from eslkit.surgery.optimizers import inherit_optimizer
-from eslkit.surgery.policies import Policy, least_squares, taylor
+from eslkit.surgery.policies import (
+    GroupChange,
+    Maps,
+    Policy,
+    keep_largest,
+    l1,
+    least_squares,
+    taylor,
+)
 from eslkit.trainer import StepContext, cosine
 
 __all__ = ["Outcome", "Way", "carry_out"]
@@ -40,7 +49,8 @@ class Way:
     """Options of `eslkit.schedule`; None stays with the small network."""
     spread: str = "iterations"
     """Over the steps: `iterations` as many each, as the paper has it; `flops` as much computation
-    each; `last`: half of all computation for the last step, the rest in equal parts."""
+    each; `first 0.5`, `last 0.5`: so much of all computation for that step, the rest in equal
+    parts."""
     start: float = 0.0
     """Part of the budget that the small network is trained with before it is expanded."""
     distil: bool = False
@@ -55,6 +65,8 @@ class Way:
     lr: float = 8e-3
     """Learning rate at the start: of 1e-3 to 3.2e-2 among the best for scratch training (the part
     `rate`); larger networks may want a smaller one."""
+    by_width: bool = False
+    """Whether a network n times as wide starts with an n-th of the learning rate."""
 
     def told(self) -> dict[str, Any]:
         """For a file: the learning rate, and what else differs from the defaults."""
@@ -134,7 +146,9 @@ def _distilled(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Ou
     def expanded(network: nn.Module, step: StepContext) -> None:
         if step.index > 1:
             return  # only the expanded network is wanted
-        told = _alone(way, task, network, "teacher", large_count, seed=_batches(seed, 0))
+        # A learning rate for a network twice as wide, as `by_width` has it.
+        gently = replace(way, lr=way.lr * (base / large) ** 0.5 if way.by_width else way.lr)
+        told = _alone(gently, task, network, "teacher", large_count, seed=_batches(seed, 0))
         steps.append(told)
         kept.append(clone(network).eval().requires_grad_(False))
 
@@ -168,25 +182,46 @@ def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outco
 
 
 def _counts(how: str, costs: Sequence[float], budget: float) -> list[int]:
-    weights = [1.0] * len(costs)
-    if how != "iterations":
-        weights = [1 / cost for cost in costs]
-    if how == "last":
-        weights[-1] *= len(costs) - 1
-    elif how.startswith("first"):
-        weights[0] *= float(how.removeprefix("first ")) * (len(costs) - 1)
-    each = budget / sum(w * c for w, c in zip(weights, costs, strict=True))
-    return [max(1, int(each * weight)) for weight in weights]
+    if how == "iterations":
+        return [max(1, int(budget / sum(costs)))] * len(costs)
+    place, _, part = how.partition(" ")
+    shares = [1 / len(costs)] * len(costs)
+    if place in ("first", "last"):
+        shares = [(1 - float(part)) / (len(costs) - 1)] * len(costs)
+        shares[0 if place == "first" else -1] = float(part)
+    return [max(1, int(budget * s / cost)) for s, cost in zip(shares, costs, strict=True)]
 
 
 def _policy(name: str, task: Task) -> str | Policy:
-    """Policies that look at data get batches of their own."""
-    if name not in ("taylor", "least_squares"):
+    """Policies that look at data get batches of their own; `paths` is a trial."""
+    if name == "paths":
+        return paths
+    if name not in ("taylor", "least_squares", "taylor, least squares"):
         return name
     batches = [task.batch(index, seed=777) for index in range(CALIBRATION)]
+    by_loss = taylor(batches, lambda network, pair: task.loss(network(pair[0]), pair[1]))
     if name == "taylor":
-        return taylor(batches, lambda network, pair: task.loss(network(pair[0]), pair[1]))
-    return least_squares(batches, inputs=lambda pair: pair[0])
+        return by_loss
+    selection = l1 if name == "least_squares" else by_loss
+    return least_squares(batches, inputs=lambda pair: pair[0], selection=selection)
+
+
+def paths(change: GroupChange) -> Maps:
+    """The channels with the largest product of what makes them and what reads them.
+
+    Where activations are positively homogeneous and there is no norm, a channel can be scaled up
+    before and down behind without any change; the product does not see that, a norm alone does.
+    """
+    made = sum_of_squares(change, "producer")
+    read = sum_of_squares(change, "consumer")
+    return keep_largest(made * read, change)
+
+
+def sum_of_squares(change: GroupChange, role: str) -> torch.Tensor:
+    total = torch.zeros(change.old, dtype=torch.float64)
+    for span in change.spans(role):
+        total += change.channels(span).double().square().sum(dim=1)
+    return total
 
 
 @dataclass
@@ -226,7 +261,7 @@ class _Trainer:
             watch=log,
             stop=stop,
             average=self.way.average,
-            lr=self.way.lr,
+            lr=self.way.lr * self._height(step),
         )
         made = count if stop is None else stop.made
         self.left += (count - made) * self.costs[step.index - 1]
@@ -235,6 +270,11 @@ class _Trainer:
             self.before = (model, optimizer)
         self.steps.append(log.told)
         return {"validation": log.told["after"]}
+
+    def _height(self, step: StepContext) -> float:
+        if not self.way.by_width:
+            return 1.0
+        return min(1.0, math.sqrt(step.plan.base_macs / step.step.macs))
 
     def _begin(
         self, model: nn.Module, step: StepContext

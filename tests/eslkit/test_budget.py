@@ -46,9 +46,34 @@ def test_every_step_gets_its_share_of_the_flops() -> None:
     assert [step.training_flops for step in small_plan(iterations=None).steps] == [None] * 3
 
 
+@given(st.integers(1, 99), st.floats(0.1, 9))
+def test_a_percentage_is_a_part_of_the_whole(percent: int, weight: float) -> None:
+    plan = paper_plan()
+    made = spread(plan, budget=1e7, shares={"last": f"{percent}%", "first": weight})
+    spent = [step.macs * (step.iterations or 0) / plan.base_macs for step in made.steps]
+    assert spent[-1] == pytest.approx(1e5 * percent, rel=1e-3)
+    assert spent[0] == pytest.approx(weight * spent[1], rel=1e-2)
+    assert sum(spent) == pytest.approx(1e7, rel=1e-3)
+
+
+def test_the_ends_can_be_called_by_their_names_and_percentages_can_be_all() -> None:
+    plan = small_plan(iterations=None)
+    ends = counts(plan, budget=1e6, shares={"first": 2, "last": 5})
+    assert ends == counts(plan, budget=1e6, shares={"EL": 2, "CSL2": 5})
+    parts = {"first": "20%", "CSL*": "30%", "last": "50%"}
+    weights = {"EL": 2, "CSL1": 3, "CSL2": 5}
+    assert counts(plan, budget=1e6, shares=parts) == counts(plan, budget=1e6, shares=weights)
+
+
 @pytest.mark.parametrize(
     "how, match",
     [
+        ({"budget": 5, "shares": {"last": "much"}}, "CSL2 is 'much': expected a positive number"),
+        ({"budget": 5, "shares": {"last": "x%"}}, "CSL2 is 'x%': expected a positive number"),
+        ({"budget": 5, "shares": {"last": "-1%"}}, "shares= of CSL2 is '-1%'"),
+        ({"budget": 5, "shares": {"last": "100%"}}, "get 1 of the whole, and EL, CSL1 need a part"),
+        ({"budget": 5, "shares": {"CSL*": "60%"}}, "CSL1, CSL2 get 1.2 of the whole, and EL need"),
+        ({"budget": 5, "shares": {"*": "30%"}}, "get 0.9 of the whole. Expected exactly 100%"),
         ({"iterations": 5, "budget": 5}, "iterations= and budget= exclude each other"),
         ({"shares": {"EL": 1}}, "shares= says how a budget is divided; pass budget="),
         ({"iterations": [1, 2]}, r"has 2 numbers for 3 steps \(EL, CSL1, CSL2\)"),
@@ -61,7 +86,7 @@ def test_every_step_gets_its_share_of_the_flops() -> None:
         ({"budget": 0}, "budget=0: expected a positive number"),
         ({"budget": float("nan")}, "budget=nan: expected a positive number"),
         ({"budget": "40k"}, "budget='40k': expected a positive number"),
-        ({"budget": 5, "shares": {"EL": 0}}, "shares= of EL: expected positive"),
+        ({"budget": 5, "shares": {"EL": 0}}, "shares= of EL is 0: expected a positive number"),
         ({"budget": 5, "shares": {"X": 1}}, "shares=: no step is called 'X'"),
     ],
 )

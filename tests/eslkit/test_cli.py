@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
+import eslkit
 from eslkit.arguments import load_model, parse_shape, parse_step, parse_table
 from eslkit.cli import app
 from eslkit.driver import walk
@@ -95,6 +96,15 @@ def test_plan_takes_tables_steps_and_budgets() -> None:
         {"low.0": 4, "low.2": 4},
     ]
     assert [step.iterations for step in plan.steps] == [7, 9, 9, 9]
+    share = ("--budget", 900, "--share", "last=70%", "--share", "EL=2")
+    plan = Plan.from_json(call("plan", MODEL, *shape, *share).stdout)
+    shares = {"last": "70%", "EL": 2}
+    x = torch.zeros(1, 1, 16, 16)
+    expected = eslkit.schedule(UNet(), depth=0, budget=900, shares=shares, example_inputs=x)
+    assert [s.iterations for s in plan.steps] == [s.iterations for s in expected.steps]
+    assert "--share 'last=%': expected NAME=NUMBER" in refused(
+        "plan", MODEL, *shape, "--share", "last=%"
+    )
 
 
 def test_plan_knows_the_papers_rows_and_large_models() -> None:

@@ -1,0 +1,114 @@
+"""The study's tables, as Markdown, from what is known."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from benchmarks.pays.study import known_data, read, runs_of
+
+__all__ = ["TABLES"]
+
+Record = dict[str, Any]
+MEASURES = {"denoise": "psnr_x300", "segment": "miou"}
+UNITS = {"denoise": "PSNR at x300, dB", "segment": "mean IoU, %"}
+DURING = ("30", "100", "300", "1000")
+"""Updates after a cut at which it was looked again."""
+
+
+def _records(part: str) -> list[tuple[str, Record]]:
+    """What is known of a part, by the name that the part gives it."""
+    known = read()
+    return [(run.name, known[run.id]) for run in runs_of(part, known_data()) if run.id in known]
+
+
+def _score(record: Record, split: str = "test") -> float:
+    return record[split][MEASURES[record["task"]]]
+
+
+def _mean(values: Sequence[float], digits: int = 2) -> str:
+    if not values:
+        return "—"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def by_budget(part: str) -> str:
+    """For each task and size, a table of ways and budgets; on test data."""
+    cells: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = defaultdict(dict)
+    for name, record in _records(part):
+        rows = cells[record["task"], record["size"]]
+        rows.setdefault(name, defaultdict(list))[record["budget"]].append(_score(record))
+    parts: list[str] = []
+    for (task, size), rows in sorted(cells.items()):
+        budgets = sorted({budget for row in rows.values() for budget in row})
+        head = [f"{task}, {size}: {UNITS[task]}", *(f"{budget:,}" for budget in budgets)]
+        lines = [[name, *(_counted(row.get(b, [])) for b in budgets)] for name, row in rows.items()]
+        parts.append(_markdown(head, lines))
+    return "\n".join(parts)
+
+
+def _counted(values: Sequence[float]) -> str:
+    return _mean(values) + (f" ({len(values)})" if values and len(values) != 3 else "")
+
+
+def alone(part: str) -> str:
+    """Each way on each task at the part's budget: validation, test, and seeds."""
+    return _each(part, _alone)
+
+
+def falls(part: str) -> str:
+    """What the last cut cost, and how it was made up for, on validation data."""
+    return _each(part, _falls)
+
+
+Rows = dict[str, list[Record]]
+
+
+def _each(part: str, table: Callable[[str, Rows], str]) -> str:
+    """A table for each task and size."""
+    cells: dict[tuple[str, str], Rows] = defaultdict(lambda: defaultdict(list))
+    for name, record in _records(part):
+        cells[record["task"], record["size"]][name].append(record)
+    return "\n".join(
+        table(f"{task}, {size}: {UNITS[task]}", rows)
+        for (task, size), rows in sorted(cells.items())
+    )
+
+
+def _alone(title: str, rows: Rows) -> str:
+    lines: list[list[str]] = []
+    for name, records in rows.items():
+        figures = [_mean([_score(r, split) for r in records]) for split in ("validation", "test")]
+        lines.append([name, *figures, str(len(records))])
+    return _markdown([title, "validation", "test", "seeds"], lines)
+
+
+def _falls(title: str, rows: Rows) -> str:
+    lines: list[list[str]] = []
+    for name, records in rows.items():
+        last, before = ([r["steps"][at] for r in records] for at in (-1, -2))
+        looked = [_mean([s["during"][d] for s in last if d in s["during"]]) for d in DURING]
+        ends = [_mean([s["after"] for s in before]), _mean([s["before"] for s in last])]
+        lines.append([name, *ends, *looked, _mean([s["after"] for s in last])])
+    heads = ["before the cut", "behind it", *(f"{int(d):,} updates" for d in DURING), "end"]
+    return _markdown([title, *heads], lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
+    "baselines": ("baselines", by_budget),
+    "rate": ("rate", alone),
+    "tuning": ("tuning", alone),
+    "knobs": ("knobs", alone),
+    "cuts": ("cuts", alone),
+    "falls": ("cuts", falls),
+    "combined": ("combined", by_budget),
+}
+"""Name of a table -> the part that it is of, and what makes it."""
