@@ -63,6 +63,7 @@ class StepContext:
         *,
         iterations: int | None = None,
         shape: Callable[[float], float] = cosine,
+        warmup: int = 0,
     ) -> float:
         """Factor of the learning rate for an update, as `schedule(rates=)` wants it.
 
@@ -73,17 +74,20 @@ class StepContext:
             iteration: updates made in this step, from 0.
             iterations: updates of this step in all; None for those of the plan.
             shape: share of the training that is done, from 0 to 1 -> factor.
+            warmup: updates at the beginning of every step over which the rate rises to that, in
+                equal parts. A new optimizer and large networks want some.
 
         Raises:
             InputError: it is not known how many updates the step has, or, for `once`, any step.
         """
+        rise = min(1.0, (iteration + 1) / max(1, warmup))
         rates = self.plan.rates
         if rates == "once":
             counts = [self._updates(step, None) for step in self.plan.steps]
             done = sum(counts[: self.index - 1]) + iteration
-            return shape(done / sum(counts))
+            return rise * shape(done / sum(counts))
         factor = 1.0 if rates == "restart" or self.index == 1 else rates
-        return factor * shape(iteration / self._updates(self.step, iterations))
+        return rise * factor * shape(iteration / self._updates(self.step, iterations))
 
     def _updates(self, step: Step, given: int | None) -> int:
         count = given or step.iterations

@@ -207,6 +207,9 @@ def _of_task(task: str) -> dict[str, Way]:
     }
 
 
+NARROW = {"width": 1.5, "depth": 0, "granularity": "direct", "init": "taylor"}
+"""Not much larger, and back at once."""
+
 COMBINED: dict[str, Way] = {
     "half for the last step, by width": Way(walk=PAPER, spread="last 0.5", by_width=True),
     "0.7 for the last step, by width": Way(walk=PAPER, spread="last 0.7", by_width=True),
@@ -236,6 +239,21 @@ COMBINED: dict[str, Way] = {
             by_width=True,
         )
         for width, depth in ((1.5, 0), (1.5, 1), (2, 0), (3, 0))
+    },
+    **{
+        f"start {start:g}, {rounds} x (width 1.5, depth 0, {expand}, direct, taylor)": Way(
+            walk={**NARROW, "expand_init": expand},
+            spread="last 0.6",
+            by_width=True,
+            start=start,
+            rounds=rounds,
+        )
+        for start, rounds, expand in (
+            (0.25, 1, "split"),
+            (0.2, 3, "split"),
+            (0.2, 3, "first"),
+            (0, 3, "first"),
+        )
     },
 }
 """Knobs together."""
@@ -292,6 +310,12 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             for name, way in {**KNOBS, **_of_task(t)}.items()
             for seed in range(2)
         ]
+    if part == "plain":
+        return [
+            replace(run, way=replace(run.way, warmup=0, clip=0.0))
+            for run in runs_of("baselines", data)
+            if run.seed == 0
+        ]
     if part == "tuning":
         return [
             Run(t, "4-8-16", f"{name}, {_rated(rated)}", rated, 16000, 0, data[t])
@@ -315,7 +339,7 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             for seed in range(2)
         ]
     raise SystemExit(
-        f"There is no part {part!r}; there are rate, saturation, baselines, tuning, knobs, "
+        f"There is no part {part!r}; there are rate, saturation, baselines, plain, tuning, knobs, "
         "cuts, combined."
     )
 

@@ -1,9 +1,9 @@
-"""Two tasks of different kinds: raw denoising, and segmentation of drawn scenes.
+"""Two tasks of different kinds: raw denoising, and segmentation of drawn cells.
 
 `denoise`: a U-Net for packed raw crops of photographs with the calibrated noise of a Sony A7S II
-(L1; PSNR after ELD's correction of brightness). `segment`: MONAI's U-Net for scenes of ellipses,
-rectangles, triangles and crosses that no grey level tells apart (cross entropy; mean intersection
-over union). Each has two sizes of the small network; validation data choose, test data confirm.
+(L1; PSNR after ELD's correction of brightness). `segment`: MONAI's U-Net for drawn cells of two
+kinds and their borders on uneven, noisy ground (cross entropy; mean intersection over union). Each
+has two sizes of the small network; validation data choose, test data confirm.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Task:
         return x.float(), y.float() if y.dtype == torch.float16 else y.long()
 
 
-SCENES = "scenes-1"
+SCENES = "cells-1"
 """Version of the drawn scenes, in place of a hash."""
 
 PHOTOGRAPHS = "photographs-2"
@@ -147,47 +147,61 @@ def _denoise(data: str) -> Task:
 # Segmentation
 
 SIDE = 64
-KINDS = 4
+CLASSES = ("background", "smooth cell", "grained cell", "border")
 
 
 def scenes(count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Grey pictures (count, 1, 64, 64) of shapes on shapes, and what each pixel belongs to.
+    """Pictures of cells as a microscope might show them, and what each pixel belongs to.
 
-    Brightness, texture, size and turn say nothing about the kind, so that a network has to see
-    outlines: 0 background, 1 ellipse, 2 rectangle, 3 triangle, 4 cross.
+    Cells lie on each other, brighter or darker than what is around them; fibres that are none of
+    them cross the picture; light is uneven and noise strong. Classes: 0 background and fibres,
+    1 inside of a smooth cell, 2 inside of a grained one, 3 border of any cell.
+
+    Returns:
+        Grey pictures (count, 1, 64, 64), float32, and labels (count, 64, 64), uint8.
     """
     rng = np.random.default_rng((1871, seed))
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
     pictures = np.empty((count, 1, SIDE, SIDE), np.float32)
     labels = np.zeros((count, SIDE, SIDE), np.uint8)
     for i in range(count):
-        picture = rng.uniform(0.2, 0.8) + 0.15 * _waves(rng, x, y)
-        for _ in range(rng.integers(3, 7)):
-            kind = int(rng.integers(1, KINDS + 1))
-            inside = _shape(rng, kind, x, y)
-            picture = np.where(inside, rng.uniform(0, 1) + 0.15 * _waves(rng, x, y), picture)
-            labels[i][inside] = kind
-        pictures[i, 0] = picture + rng.normal(0, rng.uniform(0.05, 0.25), picture.shape)
+        picture = 0.5 + 0.15 * _wave(rng, x, y, 0.15)
+        for _ in range(rng.integers(1, 4)):
+            picture += rng.uniform(-0.4, 0.4) * _fibre(rng, x, y)
+        for _ in range(rng.integers(4, 9)):
+            distance = _cell(rng, x, y)
+            kind = int(rng.integers(1, 3))
+            grain = 0.12 * (_wave(rng, x, y, 2.4) + _wave(rng, x, y, 2.4)) if kind == 2 else 0.0
+            tone = rng.choice((-1, 1)) * rng.uniform(0.1, 0.35) + grain
+            # As sharp as optics are.
+            inside = 1 / (1 + np.exp(np.clip(distance / 0.6, -30, 30)))
+            picture = picture * (1 - inside) + (0.5 + tone) * inside
+            labels[i][distance < 0.8] = 3
+            labels[i][distance < -0.8] = kind
+        pictures[i, 0] = picture + rng.normal(0, rng.uniform(0.03, 0.15), picture.shape)
     return pictures, labels
 
 
-def _waves(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    a, b, c = rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6), rng.uniform(0, 2 * math.pi)
-    return np.sin(a * x + b * y + c)
+def _wave(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, frequency: float) -> np.ndarray:
+    angle, phase = rng.uniform(0, 2 * math.pi, 2)
+    along = math.cos(angle) * x + math.sin(angle) * y
+    return np.sin(frequency * rng.uniform(0.6, 1) * along + phase)
 
 
-def _shape(rng: np.random.Generator, kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    angle, size = rng.uniform(0, 2 * math.pi), rng.uniform(6, 14)
-    dx, dy = x - rng.uniform(4, SIDE - 4), y - rng.uniform(4, SIDE - 4)
-    u = (math.cos(angle) * dx + math.sin(angle) * dy) / size
-    v = (-math.sin(angle) * dx + math.cos(angle) * dy) / size / rng.uniform(0.6, 1.0)
-    if kind == 1:
-        return u**2 + v**2 < 1
-    if kind == 2:
-        return (abs(u) < 0.9) & (abs(v) < 0.9)
-    if kind == 3:
-        return (v > -0.6) & (v < 1.1 - 1.9 * abs(u))
-    return ((abs(u) < 0.33) & (abs(v) < 1)) | ((abs(v) < 0.33) & (abs(u) < 1))
+def _fibre(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    angle = rng.uniform(0, math.pi)
+    u = math.cos(angle) * (x - rng.uniform(0, SIDE)) + math.sin(angle) * (y - rng.uniform(0, SIDE))
+    return np.exp(-((u / rng.uniform(0.7, 1.5)) ** 2))
+
+
+def _cell(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """About how many pixels outside its outline each pixel lies."""
+    angle, size, thin = rng.uniform(0, 2 * math.pi), rng.uniform(4, 10), rng.uniform(0.6, 1)
+    dx, dy = x - rng.uniform(0, SIDE), y - rng.uniform(0, SIDE)
+    u = math.cos(angle) * dx + math.sin(angle) * dy
+    v = (-math.sin(angle) * dx + math.cos(angle) * dy) / thin
+    bumps = 1 + rng.uniform(0, 0.15) * np.cos(rng.integers(2, 5) * np.arctan2(v, u))
+    return np.hypot(u, v) - size * bumps
 
 
 def _segment() -> Task:
@@ -197,7 +211,7 @@ def _segment() -> Task:
         return UNet(
             spatial_dims=2,
             in_channels=1,
-            out_channels=KINDS + 1,
+            out_channels=len(CLASSES),
             channels=widths,
             strides=(2,) * (len(widths) - 1),
         )
@@ -216,7 +230,7 @@ def _segment() -> Task:
                 found = torch.cat([network(part).argmax(1) for part in pictures.split(32)])
             network.train(training)
             unions: list[float] = []
-            for kind in range(KINDS + 1):
+            for kind in range(len(CLASSES)):
                 a, b = found == kind, labels == kind
                 unions.append(float((a & b).sum()) / max(1.0, float((a | b).sum())))
             return {"miou": 100 * sum(unions) / len(unions)}

@@ -27,6 +27,8 @@ def train(
     stop: Callable[[int], bool] | None = None,
     average: float = 0.0,
     lr: float,
+    warmup: int,
+    clip: float,
 ) -> torch.optim.Optimizer:
     """Train a network in place with Adam.
 
@@ -44,10 +46,15 @@ def train(
         average: decay of an exponential average of the weights, which the network ends with; 0
             for none.
         lr: learning rate at the start.
+        warmup: updates over which it rises to that; at most a tenth of all.
+        clip: largest norm of the gradient; 0 for none.
     """
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
-    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    rise = max(1, min(warmup, iterations // 10))
+    falling = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: min(1.0, (done + 1) / rise) * rate(done)
+    )
     if begin is not None:
         begin(optimizer)
     averaged = None
@@ -68,6 +75,8 @@ def train(
             loss = loss + teach * task.agree(output, told)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimizer.step()
         falling.step()
         if averaged is not None:

@@ -53,6 +53,8 @@ class Way:
     parts."""
     start: float = 0.0
     """Part of the budget that the small network is trained with before it is expanded."""
+    rounds: int = 1
+    """So often is the small network expanded and shrunk, each time with as much computation."""
     distil: bool = False
     """The small network anew, taught by the expanded one, each with half of the budget."""
     carry: bool = False
@@ -65,6 +67,11 @@ class Way:
     lr: float = 8e-3
     """Learning rate at the start: of 1e-3 to 3.2e-2 among the best for scratch training (the part
     `rate`); larger networks may want a smaller one."""
+    warmup: int = 200
+    """Updates over which the learning rate rises in each training."""
+    clip: float = 0.1
+    """Largest norm of the gradient; 0 for none. Without the two, every network is worse, large ones
+    and short trainings most (the part `plain`)."""
     by_width: bool = False
     """Whether a network n times as wide starts with an n-th of the learning rate."""
 
@@ -120,6 +127,8 @@ def _alone(way: Way, task: Task, network: nn.Module, name: str, count: int, **ho
         watch=log,
         average=way.average,
         lr=way.lr,
+        warmup=way.warmup,
+        clip=way.clip,
         **how,
     )
     return log.told
@@ -170,15 +179,20 @@ def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outco
     steps: list[dict[str, Any]] = []
     if first:
         steps.append(_alone(way, task, small, "start", first, seed=_batches(seed, 99)))
-    made = eslkit.schedule(small, example_inputs=task.example, seed=seed, **options)
-    asked = spread(made.plan, teach=teach)
-    costs = [asked.update_macs(step) / asked.base_macs for step in asked.steps]
-    counts = _counts(way.spread, costs, budget - first)
-    plan = spread(made.plan, iterations=counts, rates=rates, teach=teach)
-    trainer = _Trainer(way, task, seed, options["init"], steps, costs)
-    result = replace(made, plan=plan).run(trainer)
-    cost = first + sum(n * c for n, c in zip(trainer.counts, costs, strict=True))
-    return Outcome(result.model, cost, first + sum(trainer.counts), steps)
+    outcome = Outcome(small, first, first, steps)
+    for lap in range(way.rounds):
+        made = eslkit.schedule(
+            outcome.network, example_inputs=task.example, seed=seed + 1000 * lap, **options
+        )
+        asked = spread(made.plan, teach=teach)
+        costs = [asked.update_macs(step) / asked.base_macs for step in asked.steps]
+        counts = _counts(way.spread, costs, (budget - first) / way.rounds)
+        plan = spread(made.plan, iterations=counts, rates=rates, teach=teach)
+        trainer = _Trainer(way, task, seed, options["init"], steps, costs, lap)
+        outcome.network = replace(made, plan=plan).run(trainer).model
+        outcome.cost += sum(n * c for n, c in zip(trainer.counts, costs, strict=True))
+        outcome.iterations += sum(trainer.counts)
+    return outcome
 
 
 def _counts(how: str, costs: Sequence[float], budget: float) -> list[int]:
@@ -235,6 +249,7 @@ class _Trainer:
     steps: list[dict[str, Any]]
     costs: list[float]
     """Of an update of each step."""
+    lap: int = 0
     counts: list[int] = field(default_factory=list[int])
     """Updates that were made in each step."""
     left: float = 0.0
@@ -253,7 +268,7 @@ class _Trainer:
             model,
             self.task,
             iterations=count,
-            seed=_batches(self.seed, step.index),
+            seed=_batches(self.seed, 100 * self.lap + step.index),
             rate=partial(step.rate, iterations=count),
             teacher=step.teacher,
             teach=step.teach,
@@ -262,6 +277,8 @@ class _Trainer:
             stop=stop,
             average=self.way.average,
             lr=self.way.lr * self._height(step),
+            warmup=self.way.warmup,
+            clip=self.way.clip,
         )
         made = count if stop is None else stop.made
         self.left += (count - made) * self.costs[step.index - 1]

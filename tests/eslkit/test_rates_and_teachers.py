@@ -63,6 +63,19 @@ def test_once_is_one_fall_over_all_steps(counts: list[int]) -> None:
     assert all(a > b for a, b in pairwise(together))
 
 
+@given(counted, st.sampled_from(["restart", "once", 0.3]), st.integers(1, 40))
+def test_a_warmup_rises_to_the_same_rates_in_every_step(
+    counts: list[int], rates: Any, warmup: int
+) -> None:
+    plan = plan_with(counts, rates=rates)
+    for index, (step, plain) in enumerate(zip(plan.steps, rates_of(plan), strict=True)):
+        context = StepContext(step, 3, None, 0, plan)
+        risen = [context.rate(k, warmup=warmup) for k in range(counts[index])]
+        assert risen[warmup - 1 :] == plain[warmup - 1 :]
+        expected = [rate * (k + 1) / warmup for k, rate in enumerate(plain)][: warmup - 1]
+        assert risen[: warmup - 1] == pytest.approx(expected)
+
+
 def test_the_shape_is_the_trainers() -> None:
     plan = plan_with([4, 4, 4], rates="once")
     straight = list(chain(*rates_of(plan, shape=lambda done: done)))
