@@ -267,6 +267,29 @@ CUTS: dict[str, Way] = {
 }
 """Which channels stay, when the same expanded network is cut back at once."""
 
+CEILING: dict[str, tuple[Way, int]] = {
+    "restarts": (Way(restarts=0), 128000),
+    "direct, taylor": (
+        Way(walk={"granularity": "direct", "init": "taylor"}, spread="last 0.4", by_width=True),
+        160000,
+    ),
+}
+"""Whether a network that comes down from a much better one ends higher at all, whatever it costs:
+in both the small network alone trains for a multiple of what saturates it."""
+
+PARTS = (
+    "rate",
+    "saturation",
+    "ceiling",
+    "baselines",
+    "plain",
+    "tuning",
+    "knobs",
+    "cuts",
+    "combined",
+)
+"""What `runs_of` knows."""
+
 BUDGETS = (1000, 4000, 16000, 64000)
 
 
@@ -310,6 +333,13 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             for name, way in {**KNOBS, **_of_task(t)}.items()
             for seed in range(2)
         ]
+    if part == "ceiling":
+        return [
+            Run(t, s, name, way if way.restarts else replace(way, restarts=STEPS[t]), cost, 0, d)
+            for t, d in data.items()
+            for s in ("4-8-16", "8-16-32")
+            for name, (way, cost) in CEILING.items()
+        ]
     if part == "plain":
         return [
             replace(run, way=replace(run.way, warmup=0, clip=0.0))
@@ -338,10 +368,7 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             for name, way in COMBINED.items()
             for seed in range(2)
         ]
-    raise SystemExit(
-        f"There is no part {part!r}; there are rate, saturation, baselines, plain, tuning, knobs, "
-        "cuts, combined."
-    )
+    raise SystemExit(f"There is no part {part!r}; there are {', '.join(PARTS)}.")
 
 
 def _rates(way: Way) -> list[Way]:
