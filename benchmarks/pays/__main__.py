@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
-import statistics
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-from benchmarks.pays.study import carry_out_all, known_data, read, runs_of
+from benchmarks.pays.study import carry_out_all, runs_of
+from benchmarks.pays.tables import TABLES
 from benchmarks.pays.tasks import digest
-
-Cells = dict[tuple[str, str, int], dict[str, list[dict[str, Any]]]]
 
 
 def show(part: str) -> None:
-    known = read()
-    cells: Cells = defaultdict(lambda: defaultdict(list))
-    for run in runs_of(part, known_data()):
-        if run.id in known:
-            cells[run.task, run.size, run.budget][run.name].append(known[run.id])
-    measures = {"denoise": "psnr_x300", "segment": "miou"}
-    for (task, size, budget), rows in sorted(cells.items()):
-        print(f"\n{task} {size}, {budget} updates' worth: {measures[task]}, validation / test")
-        for name, records in rows.items():
-            figures = [
-                [record[split][measures[task]] for record in records]
-                for split in ("validation", "test")
-            ]
-            told = " / ".join(
-                f"{statistics.mean(f):.2f}"
-                + (f" ± {statistics.stdev(f):.2f}" if len(f) > 1 else "")
-                for f in figures
-            )
-            seconds = statistics.median(record["seconds"] for record in records)
-            print(f"  {name:32s} {told}  ({len(records)} seeds, {seconds:.0f} s)")
+    for name, (of, table) in TABLES.items():
+        if of == part:
+            print(f"\n{name}\n\n{table(part)}")
 
 
 def main() -> None:

@@ -343,7 +343,8 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
     if part == "plain":
         return [
             replace(run, way=replace(run.way, warmup=0, clip=0.0))
-            for run in runs_of("baselines", data)
+            for part in ("baselines", "ceiling", "rate", "tuning", "knobs", "combined")
+            for run in runs_of(part, data)
             if run.seed == 0
         ]
     if part == "tuning":

@@ -110,5 +110,7 @@ TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "cuts": ("cuts", alone),
     "falls": ("cuts", falls),
     "combined": ("combined", by_budget),
+    "ceiling": ("ceiling", by_budget),
+    "plain": ("plain", by_budget),
 }
 """Name of a table -> the part that it is of, and what makes it."""
