@@ -32,6 +32,7 @@ def spread(
     budget: float | None = None,
     shares: Shares | None = None,
     rates: Rates = "restart",
+    scale_rates: bool = False,
     teach: float = 0.0,
 ) -> Plan:
     """A plan with what trainers are told of every step: iterations, learning rate, teacher.
@@ -50,6 +51,7 @@ def spread(
             the `first` or the `last` step: a number beside 1 where nothing is said, or a percentage
             of the whole such as `"70%"`, of which the other steps divide the rest.
         rates: how the learning rate runs over the steps.
+        scale_rates: whether networks that are larger than the small one learn at lower rates.
         teach: weight of the step before as a teacher, whose forward passes a budget counts.
 
     Returns:
@@ -61,7 +63,8 @@ def spread(
             fall of the learning rate over steps of unknown length.
     """
     _check(rates, teach)
-    plan = plan.model_copy(update={"rates": rates, "teach": float(teach)})
+    told = {"rates": rates, "scale_rates": scale_rates, "teach": float(teach)}
+    plan = plan.model_copy(update=told)
     if budget is None:
         if shares is not None:
             raise InputError("shares= says how a budget is divided; pass budget= with it.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -93,20 +93,26 @@ def inspect(model: ModelArgument, input: InputOption = None, protect: ProtectOpt
 def plan(
     model: ModelArgument,
     input: InputOption = None,  # noqa: A002
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="what holds for options that are not given: paper [this] or thrifty"),
+    ] = None,
     width: Annotated[
         list[str] | None, typer.Option(help="multiplier of the expansion [2]; or NAME=1.5, each")
     ] = None,
-    depth: Annotated[
-        int | None, typer.Option(help="levels that the expansion inserts [1]", show_default=False)
-    ] = None,
+    depth: Annotated[int | None, typer.Option(help="levels that the expansion inserts [1]")] = None,
     at: Annotated[
         list[str] | None, typer.Option(metavar="MODULE", help="insert the levels there; each")
     ] = None,
-    init: Annotated[str, typer.Option(help="init policy of the shrinking steps")] = "first",
-    expand_init: Annotated[str, typer.Option(help="init policy of the expansion")] = "random",
+    init: Annotated[
+        str | None, typer.Option(help="init policy of the shrinking steps [first]")
+    ] = None,
+    expand_init: Annotated[
+        str | None, typer.Option(help="init policy of the expansion [random]")
+    ] = None,
     granularity: Annotated[
-        str, typer.Option(help="fine, one-shot, direct, or layers a step")
-    ] = "fine",
+        str | None, typer.Option(help="fine, one-shot, direct, or layers a step [fine]")
+    ] = None,
     step: Annotated[
         list[str] | None,
         typer.Option(help="a step of your own: names, or widths as enter=12,down=0.75; each"),
@@ -115,8 +121,9 @@ def plan(
         float | None, typer.Option(help="least part of a width that a step keeps")
     ] = None,
     order: Annotated[
-        str, typer.Option(help="levels narrowed first: outwards from the bottleneck, or inwards")
-    ] = "outwards",
+        str | None,
+        typer.Option(help="levels narrowed first: outwards from the bottleneck [this], or inwards"),
+    ] = None,
     paper_row: Annotated[
         str | None, typer.Option("--paper", metavar="ROW", help="CSL1 to CSL3, ESL1 to ESL5")
     ] = None,
@@ -134,8 +141,15 @@ def plan(
         typer.Option(help="a step's part of the budget, LSL2=3 or last=70%; each"),
     ] = None,
     rates: Annotated[
-        str, typer.Option(help="learning rate: restart, once, or 0.1: so high after the first step")
-    ] = "restart",
+        str | None,
+        typer.Option(help="learning rate: restart, once, or 0.1: so high after the first step"),
+    ] = None,
+    scale_rates: Annotated[
+        bool | None,
+        typer.Option(
+            "--scale-rates/--one-rate", help="lower learning rates for larger networks, or one"
+        ),
+    ] = None,
     teach: Annotated[float, typer.Option(help="weight of the step before as a teacher")] = 0.0,
     seed: Annotated[int, typer.Option(help="seed of the schedule")] = 0,
     protect: ProtectOption = None,
@@ -144,13 +158,19 @@ def plan(
     yaml: Annotated[Path | None, typer.Option(metavar="FILE", help="write YAML, - prints")] = None,
 ) -> None:
     """Show every step of a model's schedule: what changes, parameters, FLOPs, memory, cost."""
-    given = [name for name, value in (("--width", width), ("--depth", depth)) if value is not None]
-    if source is not None and (given or paper_row is not None):
-        raise InputError(
-            f"--source has nothing to expand: leave {', '.join([*given, '--paper'][:2])} out."
-        )
-    own = [parse_step(text) for text in step] if step else None
-    common: dict[str, Any] = {
+    _check_together(
+        expands={"--width": width, "--depth": depth, "--paper": paper_row},
+        recipe={
+            "--recipe": recipe,
+            "--granularity": granularity,
+            "--step": step,
+            "--order": order,
+            "--factor": factor,
+        },
+        source=source,
+        paper_row=paper_row,
+    )
+    options: dict[str, Any] = {
         "init": init,
         "example_inputs": _inputs(input),
         "protect": tuple(protect or ()),
@@ -161,29 +181,48 @@ def plan(
         "shares": parse_table(share, option="--share", kind=parse_share, plain=False)
         if share
         else None,
-        "rates": _number_or_word(rates),
+        "rates": None if rates is None else _number_or_word(rates),
+        "scale_rates": scale_rates,
         "teach": teach,
         "seed": seed,
-    }
-    steps: dict[str, Any] = {
+        "recipe": recipe,
         "order": order,
-        "granularity": own or (int(granularity) if granularity.isdigit() else granularity),
+        "granularity": [parse_step(text) for text in step or ()] or _layers_or_word(granularity),
         "factor": factor,
     }
+    if source is None:
+        options["width"] = parse_table(width, option="--width", kind=float) if width else None
+        options.update(depth=depth, at=at, expand_init=expand_init)
+    options = {name: value for name, value in options.items() if value is not None}
     network = load_model(model)
     if source is not None:
-        made = schedule_from(load_model(source), target=network, **common, **steps)
+        made = schedule_from(load_model(source), target=network, **options)
+    elif paper_row is not None:
+        made = paper(network, paper_row, **options)
     else:
-        common["width"] = parse_table(width, option="--width", kind=float) if width else 2.0
-        common["depth"] = 1 if depth is None else depth
-        common["at"] = at
-        common["expand_init"] = expand_init
-        made = (
-            schedule(network, **common, **steps)
-            if paper_row is None
-            else paper(network, paper_row, **common)
-        )
+        made = schedule(network, **options)
     _show(made, draw=draw, json=json, yaml=yaml)
+
+
+def _check_together(
+    *,
+    expands: Mapping[str, object],
+    recipe: Mapping[str, object],
+    source: str | None,
+    paper_row: str | None,
+) -> None:
+    given = [name for name, value in expands.items() if value is not None]
+    if source is not None and given:
+        raise InputError(f"--source has nothing to expand: leave {', '.join(given)} out.")
+    given = [name for name, value in recipe.items() if value is not None]
+    if paper_row is not None and given:
+        raise InputError(
+            f"--paper {paper_row} says what each step changes: leave {', '.join(given)} out."
+        )
+
+
+def _layers_or_word(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdigit() else text
 
 
 def _number_or_word(text: str) -> float | str:

@@ -50,6 +50,7 @@ def paper(
     budget: float | None = None,
     shares: Shares | None = None,
     rates: Rates = "restart",
+    scale_rates: bool = False,
     teach: float = 0.0,
     seed: int = 0,
 ) -> Schedule:
@@ -81,6 +82,7 @@ def paper(
         budget: as for `schedule`.
         shares: as for `schedule`.
         rates: as for `schedule`; the paper has `restart`.
+        scale_rates: as for `schedule`; the paper has one rate for all.
         teach: as for `schedule`; the paper has 0.
         seed: as for `schedule`.
 
@@ -113,7 +115,13 @@ def paper(
     else:
         made = plan_scratch(model, depth=0 if whole else depth, choices=choices)
     plan = spread(
-        made.plan, iterations=iterations, budget=budget, shares=shares, rates=rates, teach=teach
+        made.plan,
+        iterations=iterations,
+        budget=budget,
+        shares=shares,
+        rates=rates,
+        scale_rates=scale_rates,
+        teach=teach,
     )
     return Schedule(
         clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened

@@ -163,6 +163,8 @@ class Plan(_Frozen):
     rates: Literal["restart", "once"] | Annotated[float, Field(gt=0, le=1)] = "restart"
     """How the learning rate runs over the steps: anew in each; anew, but after the first step only
     to this part of its height; or once over all of them."""
+    scale_rates: bool = False
+    """Whether a network n times as wide as the small one learns at an n-th of its rate."""
     teach: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """How much the network of the step before teaches that of a step; 0 for not at all."""
     protect: tuple[str, ...] = ()

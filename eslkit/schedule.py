@@ -21,6 +21,7 @@ from eslkit.files import write_atomically
 from eslkit.manifest import StepRecord
 from eslkit.plan import Plan, Source, Step, fingerprint
 from eslkit.planners import Choices, Granularity, Order, plan_between, plan_expansion
+from eslkit.recipes import Recipe, recipe_of
 from eslkit.steps import apply_step
 from eslkit.store import RunStore
 from eslkit.surgery.depth import clone
@@ -141,10 +142,9 @@ class Schedule:
             "for inputs of these shapes: activations of a forward pass; a training with Adam, with "
             "what autograd keeps."
         )
-        if plan.rates != "restart" or plan.teach:
-            table.caption += (
-                f" Learning rates: {plan.rates}; weight of the teacher: {plan.teach:g}."
-            )
+        if plan.rates != "restart" or plan.scale_rates or plan.teach:
+            rates = f"{plan.rates}{', lower for larger networks' if plan.scale_rates else ''}"
+            table.caption += f" Learning rates: {rates}; weight of the teacher: {plan.teach:g}."
         table.caption_justify = "left"
         return _printed(table)
 
@@ -225,21 +225,23 @@ class Schedule:
 def schedule(
     model: nn.Module,
     *,
-    width: float | Mapping[str, float] = 2,
-    depth: int = 1,
+    recipe: str = "paper",
+    width: float | Mapping[str, float] | None = None,
+    depth: int | None = None,
     at: str | Sequence[str] | None = None,
     level: LevelBuilder | None = None,
-    init: str | Policy = "first",
-    granularity: Granularity = "fine",
+    init: str | Policy | None = None,
+    granularity: Granularity | None = None,
     factor: float | None = None,
-    order: Order = "outwards",
-    expand_init: str | Policy = "random",
+    order: Order | None = None,
+    expand_init: str | Policy | None = None,
     example_inputs: Any = None,
     protect: Sequence[str] = (),
     iterations: Iterations | None = None,
     budget: float | None = None,
     shares: Shares | None = None,
-    rates: Rates = "restart",
+    rates: Rates | None = None,
+    scale_rates: bool | None = None,
     teach: float = 0.0,
     seed: int = 0,
 ) -> Schedule:
@@ -247,6 +249,8 @@ def schedule(
 
     Args:
         model: the small model; it is copied and never touched.
+        recipe: what holds for the options that are not given: `paper`, the paper's ESL3, or
+            `thrifty`, which spends one budget better; see `eslkit.recipes.RECIPES`.
         width: width multiplier of the expansion; or a table of multipliers by group, layer,
             pattern (`decoder.*`) or level (`level 3`), where the last that matches counts and
             groups that none matches keep their width.
@@ -258,10 +262,10 @@ def schedule(
         granularity: what each shrinking step changes. `fine`: the paper's order, a level at a
             time from the bottleneck outwards, then two layers at a time. `one-shot`: all channels
             in one step, all inserted layers in the next. `direct`: both in one step. A number:
-            layers a step. Or a list of steps, each of them
-            a name or several (groups, layers, modules, patterns, levels) that come back to their
-            widths; a table {name: channels as int, or multiplier as float}; or what is left, as
-            `channels`, `fine channels`, `layers`, `fine layers`, `fine`, `one-shot`.
+            layers a step. Or a list of steps, each of them a name or several (groups, layers,
+            modules, patterns, levels) that come back to their widths; a table {name: channels as
+            int, or multiplier as float}; or what is left, as `channels`, `fine channels`, `layers`,
+            `fine layers`, `fine`, `one-shot`.
         factor: the least part of its width that a group keeps in one step, such as 0.75; the
             levels are then visited several times. None narrows each group in one go.
         order: which level is narrowed first: `outwards` from the bottleneck, as in the paper, or
@@ -279,6 +283,8 @@ def schedule(
         rates: how the learning rate runs, which the trainer asks `step.rate` for. `restart`: anew
             in every step, as in the paper. A number such as 0.1: anew, but after the first step
             only so high. `once`: one fall over all steps, which needs `iterations` or `budget`.
+        scale_rates: whether `step.rate` is lower for networks larger than the small one: a network
+            n times as wide, by the square root of what it computes, learns at an n-th of the rate.
         teach: how much the network of the step before teaches the next, beside the truth; the
             trainer is given it as `step.teacher`. 0, as in the paper: not at all.
         seed: seed of the whole schedule; every step gets one of its own from it.
@@ -292,23 +298,31 @@ def schedule(
         EslError: the model cannot be traced, widened or deepened.
     """
     check_model(model)
-    choices = Choices(
+    told = recipe_of(recipe).told(
+        width=width,
+        depth=depth,
         init=init,
         granularity=granularity,
-        factor=factor,
         order=order,
         expand_init=expand_init,
+        rates=rates,
+        scale_rates=scale_rates,
+    )
+    choices = Choices(
+        init=told.init,
+        granularity=told.granularity,
+        factor=factor,
+        order=told.order,
+        expand_init=told.expand_init,
         example_inputs=example_inputs,
         protect=tuple(protect),
         seed=seed,
         at=(at,) if isinstance(at, str) else tuple(at or ()),
         level=level,
     )
-    policies = own_policies(init, expand_init)
-    made = plan_expansion(model, width=width, depth=depth, choices=choices)
-    plan = spread(
-        made.plan, iterations=iterations, budget=budget, shares=shares, rates=rates, teach=teach
-    )
+    policies = own_policies(told.init, told.expand_init)
+    made = plan_expansion(model, width=told.width, depth=told.depth, choices=choices)
+    plan = _spread(made.plan, told, iterations, budget, shares, teach)
     return Schedule(
         clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened
     )
@@ -318,16 +332,18 @@ def schedule_from(
     source: nn.Module,
     *,
     target: nn.Module,
-    init: str | Policy = "first",
-    granularity: Granularity = "fine",
+    recipe: str = "paper",
+    init: str | Policy | None = None,
+    granularity: Granularity | None = None,
     factor: float | None = None,
-    order: Order = "outwards",
+    order: Order | None = None,
     example_inputs: Any = None,
     protect: Sequence[str] = (),
     iterations: Iterations | None = None,
     budget: float | None = None,
     shares: Shares | None = None,
-    rates: Rates = "restart",
+    rates: Rates | None = None,
+    scale_rates: bool | None = None,
     teach: float = 0.0,
     seed: int = 0,
 ) -> Schedule:
@@ -338,8 +354,9 @@ def schedule_from(
         target: the small model, for its architecture; its weights do not count. Widths may
             differ; `source` may have levels that eslkit inserted, and more layers that keep their
             shape (residual blocks, repeated convolutions). Those leave before the channels do.
-        init: as for `schedule`, and so are all other arguments; a budget is counted in iterations
+        recipe: as for `schedule`, and so are all other arguments; a budget is counted in iterations
             of `target`.
+        init: as for `schedule`.
         granularity: as for `schedule`.
         factor: as for `schedule`.
         order: as for `schedule`.
@@ -349,6 +366,7 @@ def schedule_from(
         budget: as for `schedule`.
         shares: as for `schedule`.
         rates: as for `schedule`.
+        scale_rates: as for `schedule`.
         teach: as for `schedule`; the large model teaches the first step.
         seed: as for `schedule`.
 
@@ -363,21 +381,47 @@ def schedule_from(
     """
     check_model(source)
     check_model(target)
-    choices = Choices(
+    told = recipe_of(recipe).told(
         init=init,
         granularity=granularity,
-        factor=factor,
         order=order,
+        rates=rates,
+        scale_rates=scale_rates,
+    )
+    choices = Choices(
+        init=told.init,
+        granularity=told.granularity,
+        factor=factor,
+        order=told.order,
         example_inputs=example_inputs,
         protect=tuple(protect),
         seed=seed,
     )
     made = plan_between(source, target=target, choices=choices)
-    plan = spread(
-        made.plan, iterations=iterations, budget=budget, shares=shares, rates=rates, teach=teach
-    )
-    policies = own_policies(init)
+    plan = _spread(made.plan, told, iterations, budget, shares, teach)
+    policies = own_policies(told.init)
     return Schedule(clone(target), plan, made.inputs, policies, clone(source), made.prepared)
+
+
+def _spread(
+    plan: Plan,
+    told: Recipe,
+    iterations: Iterations | None,
+    budget: float | None,
+    shares: Shares | None,
+    teach: float,
+) -> Plan:
+    if shares is None and budget is not None and len(plan.steps) > 1:
+        shares = told.shares
+    return spread(
+        plan,
+        iterations=iterations,
+        budget=budget,
+        shares=shares,
+        rates=told.rates,
+        scale_rates=told.scale_rates,
+        teach=teach,
+    )
 
 
 def check_model(model: object) -> None:

@@ -68,7 +68,9 @@ class StepContext:
         """Factor of the learning rate for an update, as `schedule(rates=)` wants it.
 
         `restart` runs through the shape in every step, a number does so at that part of the height
-        in all steps but the first, `once` runs through it once over all steps.
+        in all steps but the first, `once` runs through it once over all steps. With `scale_rates`
+        all of it is lower by as much as the step's network is wider than the small one: by the
+        square root of what more it computes.
 
         Args:
             iteration: updates made in this step, from 0.
@@ -80,7 +82,7 @@ class StepContext:
         Raises:
             InputError: it is not known how many updates the step has, or, for `once`, any step.
         """
-        rise = min(1.0, (iteration + 1) / max(1, warmup))
+        rise = min(1.0, (iteration + 1) / max(1, warmup)) * self._height()
         rates = self.plan.rates
         if rates == "once":
             counts = [self._updates(step, None) for step in self.plan.steps]
@@ -88,6 +90,12 @@ class StepContext:
             return rise * shape(done / sum(counts))
         factor = 1.0 if rates == "restart" or self.index == 1 else rates
         return rise * factor * shape(iteration / self._updates(self.step, iterations))
+
+    def _height(self) -> float:
+        plan, macs = self.plan, self.step.macs
+        if not plan.scale_rates or not plan.base_macs or macs <= plan.base_macs:
+            return 1.0
+        return math.sqrt(plan.base_macs / macs)
 
     def _updates(self, step: Step, given: int | None) -> int:
         count = given or step.iterations

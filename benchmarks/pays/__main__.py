@@ -1,4 +1,4 @@
-"""`python -m benchmarks.pays run|show|draw`."""
+"""`python -m benchmarks.pays run|show|draw|time`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.pays.study import carry_out_all, runs_of
 from benchmarks.pays.tables import TABLES
 from benchmarks.pays.tasks import digest
+from benchmarks.pays.timing import times
 
 
 def show(part: str) -> None:
@@ -19,8 +20,8 @@ def show(part: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["run", "show", "draw"])
-    parser.add_argument("parts", nargs="+")
+    parser.add_argument("what", choices=["run", "show", "draw", "time"])
+    parser.add_argument("parts", nargs="*")
     parser.add_argument("--data", default="packaged")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--hours", type=float, default=1e9)
@@ -33,6 +34,9 @@ def main() -> None:
         for part in asked.parts:
             for path in draw(asked.out, part):
                 print(path)
+        return
+    if asked.what == "time":
+        print("\n".join(times(asked.data)))
         return
     if asked.what == "show":
         for part in asked.parts:

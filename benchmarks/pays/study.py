@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pays.ways import Way, carry_out
+from eslkit.recipes import recipe_of
 
 __all__ = ["RESULTS", "Run", "carry_out_all", "known_data", "read", "runs_of"]
 
@@ -136,23 +137,46 @@ STEPS = {"denoise": 7, "segment": 6}
 BASELINES: dict[str, Way] = {
     "scratch": Way(),
     "restarts": Way(restarts=0),
-    "ESL": Way(walk=PAPER),
-    "ESL one-shot": Way(walk={"granularity": "one-shot"}),
-    "prune and finetune": Way(walk={"granularity": "direct", "init": "l1"}, spread="flops"),
-    "distillation": Way(distil=True),
+    "ESL": Way(walk=PAPER, by_width=True),
+    "ESL one-shot": Way(walk={"granularity": "one-shot"}, by_width=True),
+    "prune and finetune": Way(
+        walk={"granularity": "direct", "init": "l1"}, spread="flops", by_width=True
+    ),
+    "distillation": Way(distil=True, by_width=True),
 }
-"""Other ways to spend a budget; the control that restarts does so as often as ESL has trainings."""
+"""Other ways to spend a budget, each with the learning rates that suit it best (the part `tuning`);
+the control that restarts does so as often as ESL has trainings."""
+
+
+def _preset(**walk: Any) -> Way:
+    """The library's preset, its options written out."""
+    told = recipe_of("thrifty")
+    assert told.shares is not None
+    share = float(str(told.shares["last"]).rstrip("%")) / 100
+    options = {
+        "width": told.width,
+        "depth": told.depth,
+        "granularity": told.granularity,
+        "init": told.init,
+    }
+    return Way(walk={**options, **walk}, spread=f"last {share:g}", by_width=told.scale_rates)
+
+
+PRESET: dict[str, Way] = {"thrifty": _preset(), "thrifty, taylor": _preset(init="taylor")}
+"""What the library offers, as it is, and with the policy that needs data."""
 
 
 def _walks(**walk: Any) -> Way:
-    return Way(walk=walk, spread="flops")
+    return Way(walk=walk, spread="flops", by_width=True)
 
 
 KNOBS: dict[str, Way] = {
     "equal FLOPs a step": _walks(),
-    "half for the last step": Way(walk=PAPER, spread="last 0.5"),
-    "half for the first step": Way(walk=PAPER, spread="first 0.5"),
-    "lr 4e-3": Way(walk=PAPER, spread="flops", lr=4e-3),
+    "equal updates a step": Way(walk=PAPER, by_width=True),
+    "one learning rate": Way(walk=PAPER, spread="flops"),
+    "half for the last step": Way(walk=PAPER, spread="last 0.5", by_width=True),
+    "half for the first step": Way(walk=PAPER, spread="first 0.5", by_width=True),
+    "lr 4e-3": replace(_walks(), lr=4e-3),
     "depth 0": _walks(depth=0),
     "width 1.5": _walks(width=1.5),
     "width 1.5, depth 0": _walks(width=1.5, depth=0),
@@ -170,18 +194,14 @@ KNOBS: dict[str, Way] = {
     "rates 0.1": _walks(rates=0.1),
     "teach 0.5": _walks(teach=0.5),
     "teach 1": _walks(teach=1.0),
-    "carry": Way(walk=PAPER, spread="flops", carry=True),
+    "carry": replace(_walks(), carry=True),
     "soft": _walks(factor=0.9, rates="once", init="l1"),
-    "soft, carry": Way(
-        walk={"factor": 0.9, "rates": "once", "init": "l1"}, spread="flops", carry=True
-    ),
-    "average 0.99": Way(walk=PAPER, spread="flops", average=0.99),
-    "early stop": Way(walk=PAPER, spread="flops", early=0.05),
-    "trained start, preserve": Way(
-        walk={"expand_init": "preserve", "depth": 0}, spread="flops", start=0.3
-    ),
-    "trained start, split and merge": Way(
-        walk={"expand_init": "split", "init": "merge", "depth": 0}, spread="flops", start=0.3
+    "soft, carry": replace(_walks(factor=0.9, rates="once", init="l1"), carry=True),
+    "average 0.99": replace(_walks(), average=0.99),
+    "early stop": replace(_walks(), early=0.05),
+    "trained start, preserve": replace(_walks(expand_init="preserve", depth=0), start=0.3),
+    "trained start, split and merge": replace(
+        _walks(expand_init="split", init="merge", depth=0), start=0.3
     ),
 }
 """Each knob alone, against ESL with as much computation in each step."""
@@ -239,6 +259,15 @@ COMBINED: dict[str, Way] = {
             by_width=True,
         )
         for width, depth in ((1.5, 0), (1.5, 1), (2, 0), (3, 0))
+    },
+    **{
+        f"width 2, depth 0, direct, taylor, {part} for the last step, lr {lr:g} by width": Way(
+            walk={"depth": 0, "granularity": "direct", "init": "taylor"},
+            spread=f"last {part}",
+            by_width=True,
+            lr=lr,
+        )
+        for part, lr in ((0.7, 1.6e-2), (0.5, 1.6e-2), (0.5, 8e-3), (0.85, 1.6e-2))
     },
     **{
         f"start {start:g}, {rounds} x (width 1.5, depth 0, {expand}, direct, taylor)": Way(
@@ -314,16 +343,17 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
         ]
     if part == "saturation":
         return [
-            Run(t, s, "scratch", Way(), budget, 0, data[t])
+            Run(t, s, "scratch", Way(), budget, seed, data[t])
             for t, s in both
             for budget in (2000, 8000, 32000, 128000)
+            for seed in range(3)
         ]
     if part == "baselines":
         return [
             Run(t, s, name, way if way.restarts else Way(restarts=STEPS[t]), budget, seed, data[t])
             for t, s in both
             for budget in BUDGETS
-            for name, way in BASELINES.items()
+            for name, way in {**BASELINES, **PRESET}.items()
             for seed in range(3)
         ]
     if part == "knobs":
@@ -341,9 +371,14 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             for name, (way, cost) in CEILING.items()
         ]
     if part == "plain":
+        # One learning rate for all, unless the name says otherwise.
         return [
-            replace(run, way=replace(run.way, warmup=0, clip=0.0))
-            for part in ("baselines", "ceiling", "rate", "tuning", "knobs", "combined")
+            replace(run, way=replace(run.way, warmup=0, clip=0.0, **how))
+            for how, parts in (
+                ({"by_width": False}, ("baselines", "knobs")),
+                ({}, ("ceiling", "rate", "tuning", "combined")),
+            )
+            for part in parts
             for run in runs_of(part, data)
             if run.seed == 0
         ]
@@ -374,10 +409,10 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
 
 def _rates(way: Way) -> list[Way]:
     """The same way with other learning rates."""
-    plain = [replace(way, lr=lr) for lr in (2e-3, 4e-3, 8e-3, 1.6e-2)]
+    plain = [replace(way, lr=lr, by_width=False) for lr in (2e-3, 4e-3, 8e-3, 1.6e-2)]
     if way.walk is None and not way.distil:
         return plain
-    return plain[:-1] + [replace(way, lr=lr, by_width=True) for lr in (8e-3, 1.6e-2)]
+    return plain[:-1] + [replace(way, lr=lr, by_width=True) for lr in (4e-3, 8e-3, 1.6e-2)]
 
 
 def _rated(way: Way) -> str:

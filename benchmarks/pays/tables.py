@@ -28,11 +28,11 @@ def _score(record: Record, split: str = "test") -> float:
     return record[split][MEASURES[record["task"]]]
 
 
-def _mean(values: Sequence[float], digits: int = 2) -> str:
+def _mean(values: Sequence[float], digits: int = 2, sign: str = "") -> str:
     if not values:
         return "—"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
+    return f"{statistics.mean(values):{sign}.{digits}f}{spread}"
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -55,8 +55,59 @@ def by_budget(part: str) -> str:
     return "\n".join(parts)
 
 
-def _counted(values: Sequence[float]) -> str:
-    return _mean(values) + (f" ({len(values)})" if values and len(values) != 3 else "")
+def against(part: str) -> str:
+    """How far each way is ahead of the control that restarts, seed by seed; on test data."""
+    return _compared(part, "restarts", lambda budget: budget)
+
+
+def against_half(part: str) -> str:
+    """How far each way is ahead of ESL as printed at twice the budget, seed by seed."""
+    return _compared(part, "ESL", lambda budget: 2 * budget)
+
+
+def _compared(part: str, control: str, of: Callable[[int], int]) -> str:
+    scores: dict[tuple[str, str], dict[str, dict[tuple[int, int], float]]] = defaultdict(dict)
+    for name, record in _records(part):
+        rows = scores[record["task"], record["size"]]
+        rows.setdefault(name, {})[record["budget"], record["seed"]] = _score(record)
+    parts: list[str] = []
+    for (task, size), rows in sorted(scores.items()):
+        controls = rows.pop(control, {})
+        budgets = sorted({budget for row in rows.values() for budget, _ in row})
+        lines: list[list[str]] = []
+        for name, row in rows.items():
+            ahead: dict[int, list[float]] = defaultdict(list)
+            for (budget, seed), score in row.items():
+                if (of(budget), seed) in controls:
+                    ahead[budget].append(score - controls[of(budget), seed])
+            lines.append([name, *(_counted(ahead[budget], sign="+") for budget in budgets)])
+        head = [f"{task}, {size}: {UNITS[task]}", *(f"{budget:,}" for budget in budgets)]
+        parts.append(_markdown(head, lines))
+    return "\n".join(parts)
+
+
+def _counted(values: Sequence[float], *, sign: str = "") -> str:
+    return _mean(values, sign=sign) + (f" ({len(values)})" if values and len(values) != 3 else "")
+
+
+def saturation(part: str) -> str:
+    """What scratch training gains where the budget is doubled; on test data."""
+    scores: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for each in (part, "baselines"):
+        for name, record in _records(each):
+            if name == "scratch":
+                scores[record["task"], record["size"]][record["budget"]].append(_score(record))
+    parts: list[str] = []
+    for (task, size), by_size in sorted(scores.items()):
+        lines: list[list[str]] = []
+        for budget, values in sorted(by_size.items()):
+            half = by_size.get(budget // 2)
+            gain = f"{statistics.mean(values) - statistics.mean(half):+.2f}" if half else "—"
+            lines.append([f"{budget:,}", _mean(values), gain, str(len(values))])
+        parts.append(
+            _markdown([f"{task}, {size}: updates", UNITS[task], "by doubling", "seeds"], lines)
+        )
+    return "\n".join(parts)
 
 
 def alone(part: str) -> str:
@@ -104,6 +155,9 @@ def _falls(title: str, rows: Rows) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "baselines": ("baselines", by_budget),
+    "against restarts": ("baselines", against),
+    "against ESL at twice the budget": ("baselines", against_half),
+    "saturation": ("saturation", saturation),
     "rate": ("rate", alone),
     "tuning": ("tuning", alone),
     "knobs": ("knobs", alone),

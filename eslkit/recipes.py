@@ -1,0 +1,70 @@
+"""Recipes: what a schedule does where its caller says nothing, under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from eslkit.budget import Rates, Shares
+from eslkit.errors import InputError
+from eslkit.planners import Granularity, Order
+from eslkit.surgery.policies import Policy
+
+__all__ = ["RECIPES", "Recipe", "recipe_of"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Values for the options of `eslkit.schedule` that are not given."""
+
+    width: float | Mapping[str, float] = 2
+    """Width multiplier of the expansion."""
+    depth: int = 1
+    """Levels that the expansion inserts."""
+    init: str | Policy = "first"
+    """Init policy of the shrinking steps."""
+    granularity: Granularity = "fine"
+    """What each shrinking step changes."""
+    order: Order = "outwards"
+    """Which level is narrowed first."""
+    expand_init: str | Policy = "random"
+    """Init policy of the expansion."""
+    shares: Shares | None = None
+    """How a budget is divided over two steps or more; None for equal shares."""
+    rates: Rates = "restart"
+    """How the learning rate runs over the steps."""
+    scale_rates: bool = False
+    """Whether larger networks learn at lower rates."""
+
+    def told(self, **given: Any) -> Recipe:
+        """The recipe with what its caller gives instead; None is not given."""
+        return replace(self, **{k: v for k, v in given.items() if v is not None})
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "paper": Recipe(),
+        "thrifty": Recipe(
+            depth=0,
+            granularity="direct",
+            init="l1",
+            shares={"last": "70%"},
+            scale_rates=True,
+        ),
+    }
+)
+"""Name -> recipe. `paper` is ESL3 of "TSDN: Two-Stage Raw Denoising in the Dark", IEEE TIP 2023;
+`thrifty` is what came out best where all steps together have one budget (`benchmarks/pays`)."""
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in RECIPES:
+        raise InputError(f"recipe={name!r}: expected one of {', '.join(map(repr, RECIPES))}.")
+    return RECIPES[name]

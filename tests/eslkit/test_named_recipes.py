@@ -1,0 +1,128 @@
+"""`recipe=`: a name for what a schedule does where its caller says nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import eslkit
+from eslkit.budget import spread
+from eslkit.errors import InputError
+from eslkit.plan import Plan
+from eslkit.recipes import RECIPES, recipe_of
+from eslkit.trainer import StepContext
+from tests.eslkit.test_cli import UNet, call, large, refused
+
+X = torch.zeros(1, 1, 16, 16)
+
+
+def plan(**options: Any) -> Plan:
+    return eslkit.schedule(UNet(), example_inputs=X, **options).plan
+
+
+def written_out(name: str) -> dict[str, Any]:
+    """The options of a recipe, as a caller without recipes would pass them."""
+    told = recipe_of(name)
+    names = ("width", "depth", "init", "granularity", "order", "expand_init")
+    return {key: getattr(told, key) for key in (*names, "rates", "scale_rates")}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_its_options_written_out(name: str) -> None:
+    made = plan(recipe=name, budget=900)
+    assert made == plan(**written_out(name), budget=900, shares=recipe_of(name).shares)
+    assert plan(recipe=name, iterations=5) == plan(**written_out(name), iterations=5)
+
+
+def test_the_paper_is_what_nothing_said_means() -> None:
+    assert plan() == plan(recipe="paper")
+
+
+OTHER: dict[str, Any] = {
+    "width": 1.5,
+    "depth": 0,
+    "init": "last",
+    "granularity": "one-shot",
+    "order": "inwards",
+    "expand_init": "first",
+    "rates": 0.3,
+    "scale_rates": False,
+}
+
+
+@pytest.mark.parametrize("option", OTHER)
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_given_counts(name: str, option: str) -> None:
+    options = {**written_out(name), option: OTHER[option]}
+    shares = {"first": 2, "last": 3}
+    made = plan(recipe=name, budget=900, shares=shares, **{option: OTHER[option]})
+    assert made == plan(**options, budget=900, shares=shares)
+
+
+def test_a_large_model_comes_down_by_a_recipe() -> None:
+    def down(**options: Any) -> Plan:
+        return eslkit.schedule_from(large(), target=UNet(), example_inputs=X, **options).plan
+
+    thrifty = RECIPES["thrifty"]
+    told = down(recipe="thrifty", budget=700)
+    assert told.init == thrifty.init
+    assert told.scale_rates == thrifty.scale_rates
+    # One step has the whole budget, however the recipe divides it between several.
+    assert [step.iterations for step in told.steps] == [700]
+    assert down() == down(recipe="paper")
+
+
+def test_no_recipe_of_that_name() -> None:
+    with pytest.raises(InputError, match="recipe='generous': expected one of 'paper', 'thrifty'"):
+        plan(recipe="generous")
+
+
+def test_the_command_line_has_recipes() -> None:
+    shape = ("-i", "1,1,16,16")
+    thrifty = ("plan", "tests.eslkit.test_cli:UNet", *shape, "--recipe", "thrifty")
+    made = Plan.from_json(call(*thrifty, "--budget", 900, "--json", "-").stdout)
+    wanted = plan(recipe="thrifty", budget=900)
+    assert made.model_copy(update={"model": wanted.model}) == wanted
+    told = call(*thrifty, "--one-rate", "--order", "inwards", "--json", "-").stdout
+    assert not Plan.from_json(told).scale_rates
+    assert "--paper ESL5 says what each step changes: leave --recipe, --factor out" in refused(
+        *thrifty, "--paper", "ESL5", "--factor", 0.5
+    )
+
+
+@given(
+    st.sampled_from(["restart", "once", 0.3]),
+    st.integers(0, 30),
+    st.lists(st.integers(0, 10**12), min_size=3, max_size=3),
+    st.integers(0, 10**12),
+)
+def test_scaled_rates_fall_with_the_width(
+    rates: Any, iteration: int, macs: list[int], base: int
+) -> None:
+    from tests.eslkit.small_walk import small_plan
+
+    plain = spread(small_plan(iterations=40), rates=rates)
+    steps = tuple(
+        step.model_copy(update={"macs": count})
+        for step, count in zip(plain.steps, macs, strict=True)
+    )
+    plain = plain.model_copy(update={"steps": steps, "base_macs": base})
+    scaled = spread(plain, rates=rates, scale_rates=True)
+    for before, after in zip(plain.steps, scaled.steps, strict=True):
+        one = StepContext(before, 3, None, 0, plain).rate(iteration)
+        low = StepContext(after, 3, None, 0, scaled).rate(iteration)
+        width = math.sqrt(before.macs / base) if base else 1.0
+        assert low == pytest.approx(one / max(width, 1.0))
+        assert low <= one
+
+
+def test_a_schedule_says_that_rates_are_scaled() -> None:
+    made = eslkit.schedule(UNet(), depth=0, scale_rates=True, example_inputs=X)
+    assert "restart, lower for larger networks" in " ".join(str(made).split())
+    again = Plan.from_json(made.plan.to_json())
+    assert again.scale_rates
