@@ -49,22 +49,30 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "thrifty": Recipe(
             depth=0,
             granularity="direct",
-            init="l1",
             shares={"last": "70%"},
             scale_rates=True,
         ),
     }
 )
 """Name -> recipe. `paper` is ESL3 of "TSDN: Two-Stage Raw Denoising in the Dark", IEEE TIP 2023;
-`thrifty` is what came out best where all steps together have one budget (`benchmarks/pays`)."""
+`thrifty` came out best where all steps together have one budget ("Does it pay?" in the
+documentation): twice the width, no level, back in one step, most of the computation for the small
+network."""
 
 
-def recipe_of(name: str) -> Recipe:
+def recipe_of(name: str | None, *, budgeted: bool = False) -> Recipe:
     """The recipe of a name.
 
+    Args:
+        name: the name; None for the one that is the default.
+        budgeted: whether all steps share one budget: then the default is `thrifty`, which is never
+            worse for the same computation; otherwise it is `paper`.
+
     Raises:
-        InputError: there is none.
+        InputError: there is none of that name.
     """
+    if name is None:
+        name = "thrifty" if budgeted else "paper"
     if name not in RECIPES:
         raise InputError(f"recipe={name!r}: expected one of {', '.join(map(repr, RECIPES))}.")
     return RECIPES[name]

@@ -225,7 +225,7 @@ class Schedule:
 def schedule(
     model: nn.Module,
     *,
-    recipe: str = "paper",
+    recipe: str | None = None,
     width: float | Mapping[str, float] | None = None,
     depth: int | None = None,
     at: str | Sequence[str] | None = None,
@@ -250,7 +250,8 @@ def schedule(
     Args:
         model: the small model; it is copied and never touched.
         recipe: what holds for the options that are not given: `paper`, the paper's ESL3, or
-            `thrifty`, which spends one budget better; see `eslkit.recipes.RECIPES`.
+            `thrifty`, which spends one budget better; see `eslkit.recipes.RECIPES`. None is
+            `thrifty` with a `budget` and `paper` without.
         width: width multiplier of the expansion; or a table of multipliers by group, layer,
             pattern (`decoder.*`) or level (`level 3`), where the last that matches counts and
             groups that none matches keep their width.
@@ -276,10 +277,12 @@ def schedule(
         protect: names of groups, layers or parameters that keep their width.
         iterations: optimizer updates of every step, by step name or pattern, or one number a
             step; None leaves them to the trainer.
-        budget: instead, what the whole schedule may cost, in iterations of the small model;
-            every step gets an equal share of the FLOPs, its teacher's included.
-        shares: with a budget, how large a step's share is, by step name or pattern, or `first` or
-            `last`: a number beside the 1 of others, or a percentage of the whole such as `"70%"`.
+        budget: instead, what the whole schedule may cost, in iterations of the small model, all
+            FLOPs of training counted, a teacher's included.
+        shares: with a budget, how large a step's share of the FLOPs is, by step name or pattern, or
+            `first` or `last`: a number beside the 1 of others, or a percentage of the whole such as
+            `"70%"`. None leaves it to the recipe: 70 % for the last step in `thrifty`, equal shares
+            in `paper`.
         rates: how the learning rate runs, which the trainer asks `step.rate` for. `restart`: anew
             in every step, as in the paper. A number such as 0.1: anew, but after the first step
             only so high. `once`: one fall over all steps, which needs `iterations` or `budget`.
@@ -298,7 +301,7 @@ def schedule(
         EslError: the model cannot be traced, widened or deepened.
     """
     check_model(model)
-    told = recipe_of(recipe).told(
+    told = recipe_of(recipe, budgeted=budget is not None).told(
         width=width,
         depth=depth,
         init=init,
@@ -332,7 +335,7 @@ def schedule_from(
     source: nn.Module,
     *,
     target: nn.Module,
-    recipe: str = "paper",
+    recipe: str | None = None,
     init: str | Policy | None = None,
     granularity: Granularity | None = None,
     factor: float | None = None,
@@ -381,7 +384,7 @@ def schedule_from(
     """
     check_model(source)
     check_model(target)
-    told = recipe_of(recipe).told(
+    told = recipe_of(recipe, budgeted=budget is not None).told(
         init=init,
         granularity=granularity,
         order=order,

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.pays run|show|draw|time`."""
+"""`python -m benchmarks.pays run|show|draw|write|time`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from benchmarks.pays.page import PAGE, filled
 from benchmarks.pays.study import carry_out_all, runs_of
 from benchmarks.pays.tables import TABLES
 from benchmarks.pays.tasks import digest
@@ -20,7 +21,7 @@ def show(part: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["run", "show", "draw", "time"])
+    parser.add_argument("what", choices=["run", "show", "draw", "write", "time"])
     parser.add_argument("parts", nargs="*")
     parser.add_argument("--data", default="packaged")
     parser.add_argument("--processes", type=int, default=2)
@@ -34,6 +35,9 @@ def main() -> None:
         for part in asked.parts:
             for path in draw(asked.out, part):
                 print(path)
+        return
+    if asked.what == "write":
+        PAGE.write_text(filled(PAGE.read_text("utf-8")), "utf-8")
         return
     if asked.what == "time":
         print("\n".join(times(asked.data)))

@@ -17,7 +17,15 @@ from benchmarks.pays.study import known_data, read, runs_of
 __all__ = ["draw"]
 
 MEASURES = {"denoise": ("psnr_x300", "PSNR at x300, dB"), "segment": ("miou", "mean IoU, %")}
-COLOURS = ("#1b1b1b", "#8a8a8a", "#c1272d", "#e8915b", "#1f6fb2", "#3b9a6d", "#7b4ea3")
+COLOURS = {
+    "scratch": "#8a8a8a",
+    "restarts": "#1b1b1b",
+    "ESL": "#c1272d",
+    "ESL one-shot": "#e8915b",
+    "prune and finetune": "#1f6fb2",
+    "distillation": "#7b4ea3",
+    "thrifty": "#2e9a5e",
+}
 
 Points = dict[float, list[tuple[float, float, float]]]
 """Budget -> (FLOPs in updates of the small network, updates, figure) of each seed."""
@@ -41,8 +49,8 @@ def _drawn(folder: Path, task: str, size: str, lines: Mapping[str, Points]) -> P
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "pays", "font.size": 9})
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for index, (name, points) in enumerate(lines.items()):
-        colour = COLOURS[index % len(COLOURS)]
+    for name, points in lines.items():
+        colour = COLOURS[name]
         _line(left, points, 0, name, colour)
         _line(right, points, 1, name, colour)
     left.set_xlabel("computation, in updates of the small network")
@@ -52,7 +60,7 @@ def _drawn(folder: Path, task: str, size: str, lines: Mapping[str, Points]) -> P
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle(f"{task}, small network of {size} channels", fontsize=10)
     path = folder / f"pays-{task}-{size}.svg"
     figure.savefig(path, metadata={"Date": None})

@@ -148,22 +148,24 @@ BASELINES: dict[str, Way] = {
 the control that restarts does so as often as ESL has trainings."""
 
 
-def _preset(**walk: Any) -> Way:
-    """The library's preset, its options written out."""
+def _preset() -> Way:
+    """The library's recipe, its options written out."""
     told = recipe_of("thrifty")
-    assert told.shares is not None
-    share = float(str(told.shares["last"]).rstrip("%")) / 100
-    options = {
-        "width": told.width,
-        "depth": told.depth,
-        "granularity": told.granularity,
-        "init": told.init,
-    }
-    return Way(walk={**options, **walk}, spread=f"last {share:g}", by_width=told.scale_rates)
+    share = told.shares["last"] if told.shares else ""
+    return Way(
+        walk={
+            "width": told.width,
+            "depth": told.depth,
+            "granularity": told.granularity,
+            "init": told.init,
+        },
+        spread=f"last {float(str(share).rstrip('%')) / 100:g}",
+        by_width=told.scale_rates,
+    )
 
 
-PRESET: dict[str, Way] = {"thrifty": _preset(), "thrifty, taylor": _preset(init="taylor")}
-"""What the library offers, as it is, and with the policy that needs data."""
+PRESET: dict[str, Way] = {"thrifty": _preset()}
+"""What the library offers."""
 
 
 def _walks(**walk: Any) -> Way:
@@ -261,6 +263,45 @@ COMBINED: dict[str, Way] = {
         for width, depth in ((1.5, 0), (1.5, 1), (2, 0), (3, 0))
     },
     **{
+        f"depth 0, one-shot, {f'factor {factor}, ' if factor else ''}{init}, rates {rates}, "
+        f"half for the last step, by width": Way(
+            walk={
+                "depth": 0,
+                "granularity": "one-shot",
+                "factor": factor,
+                "init": init,
+                "rates": rates,
+            },
+            spread="last 0.5",
+            by_width=True,
+        )
+        for factor, rates, init in (
+            (0.75, "restart", "taylor"),
+            (0.75, "once", "taylor"),
+            (0.75, "once", "taylor, least squares"),
+            (0.9, "once", "taylor"),
+            (0.9, "once", "taylor, least squares"),
+            (0.9, 0.3, "taylor, least squares"),
+            (None, "once", "taylor, least squares"),
+            (None, 0.3, "taylor, least squares"),
+        )
+    },
+    **{
+        f"depth 0, direct, taylor, {part} for the last step, {cycles} cycles, by width": Way(
+            walk={"depth": 0, "granularity": "direct", "init": "taylor"},
+            spread=f"last {part}",
+            by_width=True,
+            cycles=cycles,
+        )
+        for part, cycles in ((0.5, 3),)
+    },
+    **{
+        f"width {width}, depth 0, direct, taylor, 0.7 for the last step, teach {weight}": Way(
+            walk={**NARROW, "width": width, "teach": weight}, spread="last 0.7", by_width=True
+        )
+        for width, weight in ((1.5, 0.5), (2, 0.5), (2, 2))
+    },
+    **{
         f"width 2, depth 0, direct, taylor, {part} for the last step, lr {lr:g} by width": Way(
             walk={"depth": 0, "granularity": "direct", "init": "taylor"},
             spread=f"last {part}",
@@ -288,7 +329,11 @@ COMBINED: dict[str, Way] = {
 """Knobs together."""
 
 CUTS: dict[str, Way] = {
-    init: Way(walk={"granularity": "direct", "init": init}, spread="last 0.7", by_width=True)
+    init: Way(
+        walk={"width": 2, "depth": 0, "granularity": "direct", "init": init},
+        spread="last 0.7",
+        by_width=True,
+    )
     for init in (
         *("first", "last", "combined", "l1", "l2", "paths", "taylor", "least_squares"),
         "taylor, least squares",
@@ -302,6 +347,17 @@ CEILING: dict[str, tuple[Way, int]] = {
         Way(walk={"granularity": "direct", "init": "taylor"}, spread="last 0.4", by_width=True),
         160000,
     ),
+    **{
+        f"width {width}, depth 0, direct, taylor": (
+            Way(
+                walk={"width": width, "depth": 0, "granularity": "direct", "init": "taylor"},
+                spread="last 0.5",
+                by_width=True,
+            ),
+            128000,
+        )
+        for width in (2, 3)
+    },
 }
 """Whether a network that comes down from a much better one ends higher at all, whatever it costs:
 in both the small network alone trains for a multiple of what saturates it."""
@@ -311,6 +367,7 @@ PARTS = (
     "saturation",
     "ceiling",
     "baselines",
+    "half",
     "plain",
     "tuning",
     "knobs",
@@ -356,6 +413,14 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             for name, way in {**BASELINES, **PRESET}.items()
             for seed in range(3)
         ]
+    if part == "half":
+        return [
+            Run(t, s, name, way, budget // 2, seed, data[t])
+            for t, s in both
+            for budget in BUDGETS
+            for name, way in PRESET.items()
+            for seed in range(3)
+        ]
     if part == "knobs":
         return [
             Run(t, "4-8-16", name, way, 16000, seed, data[t])
@@ -365,10 +430,11 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
         ]
     if part == "ceiling":
         return [
-            Run(t, s, name, way if way.restarts else replace(way, restarts=STEPS[t]), cost, 0, d)
+            Run(t, s, name, way if way.restarts else replace(way, restarts=STEPS[t]), cost, seed, d)
             for t, d in data.items()
             for s in ("4-8-16", "8-16-32")
             for name, (way, cost) in CEILING.items()
+            for seed in range(3)
         ]
     if part == "plain":
         # One learning rate for all, unless the name says otherwise.

@@ -18,10 +18,11 @@ DURING = ("30", "100", "300", "1000")
 """Updates after a cut at which it was looked again."""
 
 
-def _records(part: str) -> list[tuple[str, Record]]:
-    """What is known of a part, by the name that the part gives it."""
-    known = read()
-    return [(run.name, known[run.id]) for run in runs_of(part, known_data()) if run.id in known]
+def _records(*parts: str) -> list[tuple[str, Record]]:
+    """What is known of parts, by the name that the part gives it."""
+    known, data = read(), known_data()
+    runs = {run.id: run for part in parts for run in runs_of(part, data)}
+    return [(run.name, known[run.id]) for run in runs.values() if run.id in known]
 
 
 def _score(record: Record, split: str = "test") -> float:
@@ -57,30 +58,35 @@ def by_budget(part: str) -> str:
 
 def against(part: str) -> str:
     """How far each way is ahead of the control that restarts, seed by seed; on test data."""
-    return _compared(part, "restarts", lambda budget: budget)
+    return _compared(_records(part), "restarts", lambda budget: budget)
 
 
 def against_half(part: str) -> str:
     """How far each way is ahead of ESL as printed at twice the budget, seed by seed."""
-    return _compared(part, "ESL", lambda budget: 2 * budget)
+    return _compared(_records(part, "half"), "ESL", lambda budget: 2 * budget)
 
 
-def _compared(part: str, control: str, of: Callable[[int], int]) -> str:
+def _compared(records: Iterable[tuple[str, Record]], control: str, of: Callable[[int], int]) -> str:
     scores: dict[tuple[str, str], dict[str, dict[tuple[int, int], float]]] = defaultdict(dict)
-    for name, record in _records(part):
+    for name, record in records:
         rows = scores[record["task"], record["size"]]
         rows.setdefault(name, {})[record["budget"], record["seed"]] = _score(record)
     parts: list[str] = []
     for (task, size), rows in sorted(scores.items()):
         controls = rows.pop(control, {})
-        budgets = sorted({budget for row in rows.values() for budget, _ in row})
-        lines: list[list[str]] = []
+        found: dict[str, dict[int, list[float]]] = {}
         for name, row in rows.items():
-            ahead: dict[int, list[float]] = defaultdict(list)
+            ahead = found.setdefault(name, defaultdict(list))
             for (budget, seed), score in row.items():
                 if (of(budget), seed) in controls:
                     ahead[budget].append(score - controls[of(budget), seed])
-            lines.append([name, *(_counted(ahead[budget], sign="+") for budget in budgets)])
+        found = {name: ahead for name, ahead in found.items() if ahead}
+        if not found:
+            continue
+        budgets = sorted({budget for ahead in found.values() for budget in ahead})
+        lines: list[list[str]] = []
+        for name, ahead in found.items():
+            lines.append([name, *(_counted(ahead.get(budget, []), sign="+") for budget in budgets)])
         head = [f"{task}, {size}: {UNITS[task]}", *(f"{budget:,}" for budget in budgets)]
         parts.append(_markdown(head, lines))
     return "\n".join(parts)
@@ -93,10 +99,9 @@ def _counted(values: Sequence[float], *, sign: str = "") -> str:
 def saturation(part: str) -> str:
     """What scratch training gains where the budget is doubled; on test data."""
     scores: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for each in (part, "baselines"):
-        for name, record in _records(each):
-            if name == "scratch":
-                scores[record["task"], record["size"]][record["budget"]].append(_score(record))
+    for name, record in _records(part, "baselines"):
+        if name == "scratch":
+            scores[record["task"], record["size"]][record["budget"]].append(_score(record))
     parts: list[str] = []
     for (task, size), by_size in sorted(scores.items()):
         lines: list[list[str]] = []

@@ -32,7 +32,7 @@ from eslkit.surgery.policies import (
 )
 from eslkit.trainer import StepContext, cosine
 
-__all__ = ["Outcome", "Way", "carry_out"]
+__all__ = ["Outcome", "Way", "carry_out", "counts_of"]
 
 CALIBRATION = 8
 """Batches that policies look at; no training sees them as a whole."""
@@ -53,6 +53,8 @@ class Way:
     parts."""
     start: float = 0.0
     """Part of the budget that the small network is trained with before it is expanded."""
+    cycles: int = 1
+    """With a walk: so often does the learning rate run through its fall in the last step."""
     rounds: int = 1
     """So often is the small network expanded and shrunk, each time with as much computation."""
     distil: bool = False
@@ -186,7 +188,7 @@ def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outco
         )
         asked = spread(made.plan, teach=teach)
         costs = [asked.update_macs(step) / asked.base_macs for step in asked.steps]
-        counts = _counts(way.spread, costs, (budget - first) / way.rounds)
+        counts = counts_of(way.spread, costs, (budget - first) / way.rounds)
         plan = spread(made.plan, iterations=counts, rates=rates, teach=teach)
         trainer = _Trainer(way, task, seed, options["init"], steps, costs, lap)
         outcome.network = replace(made, plan=plan).run(trainer).model
@@ -195,7 +197,14 @@ def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outco
     return outcome
 
 
-def _counts(how: str, costs: Sequence[float], budget: float) -> list[int]:
+def counts_of(how: str, costs: Sequence[float], budget: float) -> list[int]:
+    """Updates of each step.
+
+    Args:
+        how: as `Way.spread`.
+        costs: of an update of each step, in updates of the small network.
+        budget: of all.
+    """
     if how == "iterations":
         return [max(1, int(budget / sum(costs)))] * len(costs)
     place, _, part = how.partition(" ")
@@ -269,7 +278,7 @@ class _Trainer:
             self.task,
             iterations=count,
             seed=_batches(self.seed, 100 * self.lap + step.index),
-            rate=partial(step.rate, iterations=count),
+            rate=self._rate(step, count),
             teacher=step.teacher,
             teach=step.teach,
             begin=self._begin(model, step),
@@ -287,6 +296,12 @@ class _Trainer:
             self.before = (model, optimizer)
         self.steps.append(log.told)
         return {"validation": log.told["after"]}
+
+    def _rate(self, step: StepContext, count: int) -> Callable[[int], float]:
+        if self.way.cycles == 1 or step.index != step.num_steps:
+            return partial(step.rate, iterations=count)
+        each = math.ceil(count / self.way.cycles)
+        return lambda done: step.rate(done % each, iterations=each)
 
     def _height(self, step: StepContext) -> float:
         if not self.way.by_width:

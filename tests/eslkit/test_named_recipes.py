@@ -34,13 +34,17 @@ def written_out(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_its_options_written_out(name: str) -> None:
+    told, other = written_out(name), "paper" if name == "thrifty" else "thrifty"
+    shares = recipe_of(name).shares or {"*": 1}
     made = plan(recipe=name, budget=900)
-    assert made == plan(**written_out(name), budget=900, shares=recipe_of(name).shares)
-    assert plan(recipe=name, iterations=5) == plan(**written_out(name), iterations=5)
+    assert made == plan(recipe=other, **told, budget=900, shares=shares)
+    assert plan(recipe=name, iterations=5) == plan(recipe=other, **told, iterations=5)
 
 
-def test_the_paper_is_what_nothing_said_means() -> None:
+def test_what_nothing_said_means() -> None:
     assert plan() == plan(recipe="paper")
+    assert plan(iterations=5) == plan(recipe="paper", iterations=5)
+    assert plan(budget=900) == plan(recipe="thrifty", budget=900) != plan(budget=901)
 
 
 OTHER: dict[str, Any] = {
@@ -75,6 +79,7 @@ def test_a_large_model_comes_down_by_a_recipe() -> None:
     # One step has the whole budget, however the recipe divides it between several.
     assert [step.iterations for step in told.steps] == [700]
     assert down() == down(recipe="paper")
+    assert down(budget=700) == told
 
 
 def test_no_recipe_of_that_name() -> None:

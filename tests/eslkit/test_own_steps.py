@@ -239,7 +239,7 @@ def loop(model: nn.Module, step: StepContext) -> Mapping[str, float]:
 
 def test_a_large_model_is_led_down_to_a_small_one() -> None:
     large, small = UNet((6, 9, 24)), UNet()
-    made = schedule_from(large, target=small, example_inputs=X, budget=100)
+    made = schedule_from(large, target=small, recipe="paper", example_inputs=X, budget=100)
     assert made.plan.source is not None
     assert made.plan.source.parameters == sum(p.numel() for p in large.parameters())
     assert [step.name for step in made.steps] == ["CSL1", "CSL2", "CSL3"]
