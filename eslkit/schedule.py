@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from eslkit.budget import Iterations, Rates, Shares, spread
+from eslkit.budget import Iterations, Rates, Shares
 from eslkit.draw import draw_plan
 from eslkit.driver import Callback, walk
 from eslkit.errors import InputError, PlanError
@@ -21,7 +21,7 @@ from eslkit.files import write_atomically
 from eslkit.manifest import StepRecord
 from eslkit.plan import Plan, Source, Step, fingerprint
 from eslkit.planners import Choices, Granularity, Order, plan_between, plan_expansion
-from eslkit.recipes import Recipe, recipe_of
+from eslkit.recipes import recipe_of
 from eslkit.steps import apply_step
 from eslkit.store import RunStore
 from eslkit.surgery.depth import clone
@@ -325,7 +325,7 @@ def schedule(
     )
     policies = own_policies(told.init, told.expand_init)
     made = plan_expansion(model, width=told.width, depth=told.depth, choices=choices)
-    plan = _spread(made.plan, told, iterations, budget, shares, teach)
+    plan = told.spread(made.plan, iterations, budget, shares, teach)
     return Schedule(
         clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened
     )
@@ -401,30 +401,9 @@ def schedule_from(
         seed=seed,
     )
     made = plan_between(source, target=target, choices=choices)
-    plan = _spread(made.plan, told, iterations, budget, shares, teach)
+    plan = told.spread(made.plan, iterations, budget, shares, teach)
     policies = own_policies(told.init)
     return Schedule(clone(target), plan, made.inputs, policies, clone(source), made.prepared)
-
-
-def _spread(
-    plan: Plan,
-    told: Recipe,
-    iterations: Iterations | None,
-    budget: float | None,
-    shares: Shares | None,
-    teach: float,
-) -> Plan:
-    if shares is None and budget is not None and len(plan.steps) > 1:
-        shares = told.shares
-    return spread(
-        plan,
-        iterations=iterations,
-        budget=budget,
-        shares=shares,
-        rates=told.rates,
-        scale_rates=told.scale_rates,
-        teach=teach,
-    )
 
 
 def check_model(model: object) -> None:

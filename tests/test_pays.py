@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import eslkit
+from benchmarks.pays.catalogue import PRESET
 from benchmarks.pays.page import PAGE, filled
-from benchmarks.pays.study import PARTS, PRESET, known_data, read, runs_of
+from benchmarks.pays.study import PARTS, known_data, read, runs_of
 from benchmarks.pays.ways import Way, counts_of
 from eslkit_tsdn.models import UNet
 

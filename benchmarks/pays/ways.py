@@ -67,13 +67,11 @@ class Way:
     """Steps before the last end where a tenth of their updates gains less than this on validation
     data; what is left goes to the last step."""
     lr: float = 8e-3
-    """Learning rate at the start: of 1e-3 to 3.2e-2 among the best for scratch training (the part
-    `rate`); larger networks may want a smaller one."""
+    """Learning rate at the start, of the small network; `rate` and `tuning` try others."""
     warmup: int = 200
     """Updates over which the learning rate rises in each training."""
     clip: float = 0.1
-    """Largest norm of the gradient; 0 for none. Without the two, every network is worse, large ones
-    and short trainings most (the part `plain`)."""
+    """Largest norm of the gradient; 0 for none. The part `plain` is without the two."""
     by_width: bool = False
     """Whether a network n times as wide starts with an n-th of the learning rate."""
 

@@ -16,6 +16,7 @@ from eslkit.errors import InputError
 from eslkit.plan import Plan
 from eslkit.recipes import RECIPES, recipe_of
 from eslkit.trainer import StepContext
+from tests.eslkit.small_walk import small_plan
 from tests.eslkit.test_cli import UNet, call, large, refused
 
 X = torch.zeros(1, 1, 16, 16)
@@ -109,8 +110,6 @@ def test_the_command_line_has_recipes() -> None:
 def test_scaled_rates_fall_with_the_width(
     rates: Any, iteration: int, macs: list[int], base: int
 ) -> None:
-    from tests.eslkit.small_walk import small_plan
-
     plain = spread(small_plan(iterations=40), rates=rates)
     steps = tuple(
         step.model_copy(update={"macs": count})
