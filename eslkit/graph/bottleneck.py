@@ -4,7 +4,9 @@ A bottleneck is the region of lowest resolution between a reduction and an up-sa
 are the maps that were reduced to its resolution, its exits those that are brought to a finer one.
 A place is a set of edges, the uses of one map inside a module or behind it at every call of the
 module, without which no way leads from an entry to an exit: a level put there sees everything that
-passes the bottleneck.
+passes the bottleneck. Where there is none, as some entries lead past it (an attention gate that
+compares with the bottleneck, a second stream that joins it), the places are those that separate
+the entries on which alone most of the layers depend.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import networkx as nx
 from torch import fx
 
 from eslkit.graph.export import Call
-from eslkit.graph.maps import Layout, find_maps, grid_of, op_name, scales_of, users
+from eslkit.graph.maps import Layout, find_maps, grid_of, op_name, scales_of, sources, users
 from eslkit.graph.regions import Region, closure, find_regions
 from eslkit.graph.trace import Traced
 
@@ -109,6 +111,7 @@ class _Finder:
             for number, place in self._separating(edges, regions, passed):
                 places[number].append(place)
         for region, good in zip(regions, places, strict=True):
+            good = good or self._partly(region)
             yield Bottleneck(
                 nodes=tuple(sorted(region.nodes, key=self.order.__getitem__)),
                 entries=tuple(sorted(region.entries & region.nodes, key=self.order.__getitem__)),
@@ -151,19 +154,49 @@ class _Finder:
             found.append((number, place))
         yield from found
 
+    def _partly(self, region: Region) -> list[Place]:
+        """The places that separate the entries on which alone the most layers depend, half or more.
+
+        Half of the layers at least, so that a level is not put into a side branch.
+        """
+        layers = region.nodes & set(self.traced.resolution.layers)
+        best, found = max(1, math.ceil(len(layers) / 2)), list[Place]()
+        for edges in self._at_all_calls():
+            if any(edge.node not in region.nodes for edge in edges):
+                continue
+            cuts = self._cuts(edges, region)
+            around = self._unseparated(cuts, region)
+            alone = len(layers - closure(around, users))
+            place = self._place(region, edges, cuts) if alone >= best else None
+            if place is None:
+                continue
+            if alone > best:
+                best, found = alone, []
+            found.append(place)
+        return found
+
     def _place_in(self, region: Region, edges: list[_Edge]) -> Place | None:
+        cuts = self._cuts(edges, region)
+        if not cuts or self._unseparated(cuts, region):
+            return None
+        return self._place(region, edges, cuts)
+
+    def _cuts(self, edges: list[_Edge], region: Region) -> set[tuple[fx.Node, fx.Node]]:
+        """The uses that the edges stand for; none where one is of too few positions."""
         for edge in edges:
             own = self.maps[edge.node]
             if own.positions * 2**self.traced.resolution.dims < self.scales[edge.node]:
-                return None
-        cuts = {
+                return set()
+        return {
             (edge.node, user)
             for edge in edges
             for user in users(edge.node)
             if self._is_cut(edge.call, edge.before, user)
         }
-        if not cuts or not self._separates(cuts, region):
-            return None
+
+    def _place(
+        self, region: Region, edges: list[_Edge], cuts: set[tuple[fx.Node, fx.Node]]
+    ) -> Place | None:
         layers = [n for n in region.nodes if n in self.traced.resolution.layers]
         behind = closure({user for _, user in cuts} & region.nodes, users)
         count = sum(layer in behind for layer in layers)
@@ -214,20 +247,22 @@ class _Finder:
             here = above[here]
         return found
 
-    def _separates(self, cuts: set[tuple[fx.Node, fx.Node]], region: Region) -> bool:
-        """Whether no way leads from an entry to an exit without these uses of nodes."""
-        seen, pending = set(region.entries), list(region.entries)
+    def _unseparated(self, cuts: set[tuple[fx.Node, fx.Node]], region: Region) -> set[fx.Node]:
+        """The entries from which a way leads to an exit without these uses of nodes."""
+        seen: set[fx.Node] = set()
+        pending = [
+            (source, end)
+            for end in region.raised
+            for source in sources(end)
+            if source in region.nodes
+        ]
         while pending:
-            here = pending.pop()
-            for user in users(here):
-                if (here, user) in cuts:
-                    continue
-                if user in region.raised:
-                    return False
-                if user in region.nodes and user not in seen:
-                    seen.add(user)
-                    pending.append(user)
-        return True
+            here, user = pending.pop()
+            if (here, user) in cuts or here in seen:
+                continue
+            seen.add(here)
+            pending.extend((s, here) for s in sources(here) if s in region.nodes)
+        return seen & region.entries
 
     def _preference(self, place: Place) -> tuple[object, ...]:
         """Between layers, in the middle, right before a layer, as far inside as can be."""
