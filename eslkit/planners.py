@@ -108,7 +108,7 @@ def plan_expansion(
 
     Raises:
         InputError: a granularity or an argument that cannot be.
-        PlanError: the user's own steps do not lead back to the model.
+        PlanError: nothing can be expanded, or the user's own steps do not lead back to the model.
         ResizeError: no order of steps leads back to the model.
         TraceError, DepthError: as for `expand`.
     """
@@ -116,6 +116,12 @@ def plan_expansion(
     _check_expansion(width, depth)
     draft = _draft(model, model, chosen)
     draft.expand(width, depth)
+    if not depth and not draft.targets:
+        raise PlanError(
+            f"No channel group of {type(model).__name__} gets wider by width={width}, so there is "
+            "nothing to expand and to shrink back. A warning says why each group that is resizable "
+            "keeps its width, eslkit.trace(model, ...).explain(name) why the others do."
+        )
     return _carried_out(draft, chosen, width=width, depth=depth)
 
 

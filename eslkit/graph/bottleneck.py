@@ -157,9 +157,11 @@ class _Finder:
     def _partly(self, region: Region) -> list[Place]:
         """The places that separate the entries on which alone the most layers depend, half or more.
 
-        Half of the layers at least, so that a level is not put into a side branch.
+        Half of the layers at least, so that a level is not put into a side branch; those that are
+        trained, so that it is not put where masks are computed.
         """
         layers = region.nodes & set(self.traced.resolution.layers)
+        layers = {layer for layer in layers if not self._is_frozen(layer)} or layers
         best, found = max(1, math.ceil(len(layers) / 2)), list[Place]()
         for edges in self._at_all_calls():
             if any(edge.node not in region.nodes for edge in edges):
@@ -174,6 +176,11 @@ class _Finder:
                 best, found = alone, []
             found.append(place)
         return found
+
+    def _is_frozen(self, layer: fx.Node) -> bool:
+        exported = self.traced.exported
+        names = {exported.parameters.get(node) for node in layer.all_input_nodes} - {None}
+        return bool(names & (exported.frozen | exported.buffers))
 
     def _place_in(self, region: Region, edges: list[_Edge]) -> Place | None:
         cuts = self._cuts(edges, region)

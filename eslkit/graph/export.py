@@ -83,9 +83,14 @@ class Exported:
     owners: dict[fx.Node, str]
     """Node -> qualified name of the innermost module whose call made it."""
     buffers: frozenset[str]
+    frozen: frozenset[str]
+    """Parameters that are not trained."""
     runner: Runner
     dead: frozenset[fx.Node]
     """Operations whose results nothing uses, not even as the result of a module."""
+    updates: tuple[tuple[fx.Node, fx.Node], ...] = ()
+    """Placeholders of parameters and buffers that the code writes, in place or by a new tensor
+    (running statistics) -> what they hold behind the run."""
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of the tensor that `node` stands for."""
@@ -244,12 +249,16 @@ def run(
         leaves[i] = tensor
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     handles = list(recorder.watch(bare))
+    held = [(module, dict(module._buffers)) for module in bare.modules()]  # pyright: ignore[reportPrivateUsage]
     try:
         with world.context(), ShortSequences(recorder), recorder:
             results = tensor_leaves(bare(*args, **kwargs))
+        updates = tuple(_updates(bare, recorder, parameters))
     finally:
         for handle in handles:
             handle.remove()
+        for module, buffers in held:
+            module._buffers.update(buffers)  # pyright: ignore[reportPrivateUsage]
     outputs = tuple(recorder.node_of(tensor) for tensor in results)
     if outputs and all(node.op == "get_attr" for node in outputs):
         raise RuntimeError("what the model returns was not made by its forward pass")
@@ -263,13 +272,28 @@ def run(
         calls=calls,
         owners=recorder.owners,
         buffers=frozenset(dict(bare.named_buffers())),
+        frozen=frozenset(name for name, p in bare.named_parameters() if not p.requires_grad),
         runner=world.runner,
-        dead=_dead(recorder.graph, calls),
+        dead=_dead(recorder.graph, calls, {after for _, after in updates}),
+        updates=updates,
     )
 
 
-def _dead(graph: fx.Graph, calls: Sequence[Call]) -> frozenset[fx.Node]:
-    kept = {node for call in calls for node in (*call.inputs, *call.outputs)}
+def _updates(
+    bare: nn.Module, recorder: Recorder, parameters: Mapping[fx.Node, str]
+) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """What parameters and buffers hold behind the run, where it is something else than before."""
+    state = {**dict(bare.named_parameters()), **dict(bare.named_buffers())}
+    for before, name in parameters.items():
+        tensor = state.get(name)
+        if tensor is not None and recorder.knows(tensor):
+            after = recorder.node_of(tensor)
+            if after is not before:
+                yield before, after
+
+
+def _dead(graph: fx.Graph, calls: Sequence[Call], kept: set[fx.Node]) -> frozenset[fx.Node]:
+    kept = kept.union(node for call in calls for node in (*call.inputs, *call.outputs))
     dead: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node not in kept and all(u in dead for u in node.users):

@@ -23,7 +23,7 @@ from eslkit.graph.moves import MOVES
 from eslkit.graph.ops import Op, protect
 from eslkit.graph.rules import rule_for
 from eslkit.graph.scaling import MATRIX, result_scales
-from eslkit.graph.values import Value, flat
+from eslkit.graph.values import Value, flat, merge
 
 __all__ = ["Axis", "Labels", "run_on_labels"]
 
@@ -76,11 +76,19 @@ def run_on_labels(exported: Exported) -> Labels:
             values[node] = Value(_shapes(node)[0], weight=True, constant=True)
         elif node.op == "call_function" and node not in exported.dead:
             values[node] = _call(atoms, node, values, exported)
+    for before, after in exported.updates:
+        _keep_form(atoms, values[before], values[after], exported.parameters[before])
     for node in exported.outputs:
         for value in _values(values[node]):
             for part in value.parts:
                 atoms.fix(flat(part), "the model's output")
     return Labels(atoms, tuple(axes), values)
+
+
+def _keep_form(atoms: Atoms, before: Value, after: Value, name: str) -> None:
+    """What is written into a buffer has the buffer's channels."""
+    if before.parts and after.parts and before.shape == after.shape:
+        merge(atoms, [before, after], before.shape, f"the new value of {name}")
 
 
 def _parameter(

@@ -36,9 +36,10 @@ class Resolution:
         self.num_levels = 1 + max((self.level(node) for node in self.layers), default=0)
 
     def _spatial_dims(self) -> int:
-        for node in self.layers:
-            if node.target is torch.ops.aten.convolution.default:
-                return len(self._exported.shape(node)) - 2
+        """Of the convolutions with the most: sound may first be brought into a plane by one."""
+        convolutions = [n for n in self.layers if n.target is torch.ops.aten.convolution.default]
+        if convolutions:
+            return max(len(self._exported.shape(node)) for node in convolutions) - 2
         ranks = [len(self._exported.shape(node)) for node in self._exported.inputs]
         return max(1, ranks[0] - 2) if ranks else 1
 
@@ -50,6 +51,8 @@ class Resolution:
         name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
         if name == "convolution":
+            if not self._is_learnt(tensors[1]):
+                return None
             shapes = (self._exported.shape(tensors[0]), self._exported.shape(node))
             return math.prod(shapes[0][2:]), math.prod(shapes[1][2:])
         values = [self._labels.values[arg] for arg in tensors]
@@ -60,6 +63,20 @@ class Resolution:
             rows = math.prod(self._exported.shape(node)[:-1]) // batch
             return max(1, rows), max(1, rows)
         return None
+
+    def _is_learnt(self, kernel: fx.Node) -> bool:
+        """Whether a kernel is made of a weight, not of what another convolution gave."""
+        seen, pending = {kernel}, [kernel]
+        while pending:
+            node = pending.pop()
+            if node.op == "get_attr":
+                return True
+            if node in self._exported.parameters and len(self._exported.shape(node)) > 1:
+                return True
+            sources = () if _name(node) == "convolution" else node.all_input_nodes
+            pending += [source for source in sources if source not in seen]
+            seen.update(sources)
+        return False
 
     def _batch(self) -> int:
         shapes = [self._exported.shape(node) for node in self._exported.inputs]
@@ -91,7 +108,7 @@ class Resolution:
             if source in seen:
                 continue
             seen.add(source)
-            name = getattr(getattr(source.target, "overloadpacket", None), "__name__", "")
+            name = _name(source)
             if any(word in name for word in _GLOBAL):
                 return True
             if source in self.layers and max(self.layers[source]) > 1:
@@ -111,6 +128,10 @@ class Resolution:
                 return self.of_positions(min(self.layers[user]))
             pending.extend(user.users)
         return self.of_positions(1)
+
+
+def _name(node: fx.Node) -> str:
+    return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
 def resolution_of(exported: Exported, labels: Labels) -> Resolution:

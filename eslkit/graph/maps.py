@@ -285,7 +285,9 @@ def users(node: fx.Node) -> Iterable[fx.Node]:
 
 
 def _is_made_from(node: fx.Node, source: fx.Node) -> bool:
-    """Whether features pass: not what is overwritten, nor the places where maxima stood."""
+    """Whether features pass: not what is overwritten, nor a mere size, nor where maxima stood."""
+    if op_name(node).endswith("_like") or op_name(node).startswith("new_"):
+        return False
     if op_name(node) == "copy":
         return source is node.args[1]
     return not (op_name(source) in _LOCATED and _is_index(node))

@@ -107,6 +107,10 @@ class Recorder(TorchDispatchMode):
         self._hold(tensor, node)
         return node
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the tensor was there before the run, or made by it."""
+        return tensor in self._held
+
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node that stands for a tensor now; a constant where nothing made it."""
         held = self._held.get(tensor) or self._unknown(tensor)

@@ -26,6 +26,7 @@ _RAISING = set(
     "max_unpool2d max_unpool3d grid_sampler_2d grid_sampler_3d grid_sampler col2im slice_scatter "
     "index index_select".split()
 )
+_MOST_MOVES = 8
 _GATES = {"sigmoid", "hardsigmoid", "_softmax"}
 
 
@@ -178,7 +179,7 @@ class _Finder:
         seen, pending = set(region.raised), list(region.raised)
         while pending:
             node = pending.pop()
-            if _is_gate(node):
+            if _is_gate(node) or (node in region.raised and _was_gate(node)):
                 continue
             if node in self.traced.exported.outputs:
                 return False
@@ -218,9 +219,23 @@ class _Finder:
 
 def _is_gate(node: fx.Node) -> bool:
     """Whether the result, between 0 and 1, is multiplied with something it does not come from."""
-    if op_name(node) not in _GATES:
-        return False
-    given = node.all_input_nodes[0]
+    return op_name(node) in _GATES and _weighs(node, node.all_input_nodes[0])
+
+
+def _was_gate(node: fx.Node) -> bool:
+    """The same of what an up-sampling makes of such a result."""
+    here = node
+    for _ in range(_MOST_MOVES):
+        here = here.all_input_nodes[0]
+        if op_name(here) in _GATES:
+            return _weighs(node, here.all_input_nodes[0])
+        if not moves_data(here):
+            return False
+    return False
+
+
+def _weighs(node: fx.Node, given: fx.Node) -> bool:
+    """Whether all that is done with a map is to multiply others with it."""
     pending = list(users(node))
     products: list[fx.Node] = []
     while pending:

@@ -88,8 +88,8 @@ def deepen(
         if not bottlenecks:
             raise DepthError(
                 f"{type(model).__name__} has no bottleneck: no region of lowest resolution between "
-                "a reduction and an up-sampling, at the size of the example inputs. Pass at= with "
-                "the name of the module before which a level should go"
+                "a reduction and an up-sampling, at the size of the example inputs. Pass depth=0 "
+                "for no level, or at= with the name of the module before which one should go"
             )
         filled: set[tuple[str, bool]] = set()
         for bottleneck in bottlenecks:
@@ -125,7 +125,8 @@ def _insert_best(
     if bottleneck.positions == 1:
         raise DepthError(
             f"{name}: its bottleneck has a single position at the size of the example inputs, so a "
-            "level inside would have no lower resolution; pass larger example_inputs, or at="
+            "level inside would have no lower resolution; pass larger example_inputs, at=, or "
+            "depth=0 for no level"
         )
     if not bottleneck.places:
         raise DepthError(
@@ -133,7 +134,8 @@ def _insert_best(
             "into a module or comes out of one separates what goes in "
             f"({_where(traced, bottleneck.entries)}) from what comes out "
             f"({_where(traced, bottleneck.exits)}). Make what lies between a module of its own, or "
-            "pass at= with the name of the module before which a level should go"
+            "pass at= with the name of the module before which a level should go, or depth=0 for "
+            "no level"
         )
     last: EslError | None = None
     places = [p for p in bottleneck.places if not _writes_in_place(model.get_submodule(p.path))]

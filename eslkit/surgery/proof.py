@@ -26,7 +26,8 @@ from eslkit.surgery.sizes import Sizes
 
 __all__ = ["Failure", "Proof", "prove"]
 
-_MOST_RUNS = 48
+_MOST_IDLE = 48
+"""Runs without any progress after which no further attribute is tried."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
     numbers: dict[fx.Node, float] = {}
     failure, exported = _run(bare, expected, world, numbers)
     known: dict[str, dict[int, set[int]]] = {}
-    runs = 1
-    while failure is not None and runs < _MOST_RUNS:
+    while failure is not None:
         better: tuple[tuple[Edit, ...], Failure | None] | None = None
+        runs = 0
         for trial in _trials(bare, sizes, failure, known):
-            alike = _spread(bare, trial)
+            alike = _spread(bare, trial, model, edits)
             for proposal in (trial + alike, trial) if alike else (trial,):
                 kept = _present(bare, proposal)
                 apply_edits(bare, proposal)
@@ -84,7 +85,7 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
                     better = (proposal, after)
                 if better is not None and not _due_to(better[1], alike):
                     break
-            if better is not None or runs >= _MOST_RUNS:
+            if better is not None or runs >= _MOST_IDLE:
                 break
         if better is None:
             break
@@ -119,19 +120,23 @@ def _present(bare: nn.Module, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
     )
 
 
-def _spread(bare: nn.Module, trial: tuple[Edit, ...]) -> tuple[Edit, ...]:
-    """The same edits on other modules of the same class that keep the same values.
+def _spread(
+    bare: nn.Module, trial: tuple[Edit, ...], model: nn.Module, edits: tuple[Edit, ...]
+) -> tuple[Edit, ...]:
+    """The same edits on other modules of the same class that kept the same values in the model.
 
-    What stands twelve times in a network need not be found twelve times.
+    What stands twelve times in a network need not be found twelve times. What has been edited
+    already stays: it may have got the value that another one is to lose.
     """
+    done = {(edit.path, edit.attribute) for edit in (*edits, *trial)}
     found: list[Edit] = []
-    for edit, before in zip(trial, _present(bare, trial), strict=True):
+    for edit, before in zip(trial, _present(model, trial), strict=True):
         kind = type(bare.get_submodule(edit.path))
         found += [
             Edit(path, edit.attribute, edit.value)
             for path, module in bare.named_modules()
             if type(module) is kind
-            and path != edit.path
+            and (path, edit.attribute) not in done
             and vars(module).get(edit.attribute) == before.value
         ]
     return tuple(found)

@@ -180,56 +180,6 @@ def test_inside_a_residual_block_is_no_place() -> None:
     assert not any("conv" in place for place in places)
 
 
-class Beside(nn.Module):
-    """More than the way down comes to the lowest scale: a gate, a stream, a side branch."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        self.enter = conv(2, 4)
-        self.down = conv(4, 4, stride=2)
-        self.middle = nn.Sequential(conv(4, 4), nn.ReLU(), conv(4, 4))
-        self.other = conv(4, 4, stride=2)
-        self.weigh = conv(4, 4)
-        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
-        self.leave = conv(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        skip = torch.relu(self.enter(x))
-        low = torch.relu(self.down(skip))
-        other = self.other(skip)
-        if self.kind == "branch":  # joins before anything else is done, while `low` goes out, too
-            early = F.interpolate(low, scale_factor=2)
-            low = self.middle(low + other)
-            return self.leave(torch.cat([self.up(low) + early, skip], 1))
-        low = self.middle(low)
-        if self.kind == "gate":  # compared at the lowest scale, as attention U-Nets do
-            gate = torch.sigmoid(F.interpolate(self.weigh(torch.relu(other + low)), scale_factor=2))
-            skip = gate * skip
-        elif self.kind == "stream":  # the sum is no module's
-            return self.leave(torch.cat([F.interpolate(low + other, scale_factor=2), skip], 1))
-        return self.leave(torch.cat([self.up(low), skip], 1))
-
-
-@pytest.mark.parametrize("kind, place", [("gate", "middle.2"), ("stream", "middle.0")])
-def test_what_joins_at_the_lowest_scale_leads_past_the_level(kind: str, place: str) -> None:
-    model = Beside(kind).double().eval()
-    x = X.double()
-    big = deepen(model, init="identity", example_inputs=x)
-    assert inserted_levels(big) == [place]
-    torch.testing.assert_close(big(x), model(x), atol=1e-8, rtol=1e-8)
-    inserted_at(big, place).level.register_forward_hook(lambda m, args, y: y.detach())
-    big(x).square().sum().backward()
-    reached = {name for name, p in big.named_parameters() if p.grad is not None and p.grad.any()}
-    assert not any(name.startswith("down.") for name in reached)
-    assert any(name.startswith("other.") for name in reached)
-
-
-def test_a_side_branch_gets_no_level_in_place_of_the_bottleneck() -> None:
-    with pytest.raises(DepthError, match=r"separates what goes in \(down, other\)"):
-        deepen(Beside("branch"), example_inputs=X)
-
-
 def test_several_hourglasses_get_a_level_each() -> None:
     model = nn.Sequential(*(Hourglass(nn.Sequential(conv(4, 4), conv(4, 4))) for _ in range(3)))
     big = deepen(model, levels=2, example_inputs=X)

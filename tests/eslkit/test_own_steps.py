@@ -159,6 +159,8 @@ def test_a_table_of_multipliers_widens_group_by_group() -> None:
     assert eslkit.trace(network, example_inputs=X).widths == {"up1": 4, **widths}
     with pytest.raises(InputError, match=r"width=0.5: an expansion has multipliers from 1"):
         plan_of(width={"enter": 0.5})
+    with pytest.raises(PlanError, match="No channel group of Conv2d gets wider by width=2"):
+        eslkit.schedule(nn.Conv2d(1, 1, 3), depth=0, example_inputs=torch.rand(1, 1, 8, 8))
     with pytest.raises(InputError, match="change nothing; expand in width"):
         plan_of(width={"enter": 1})
 

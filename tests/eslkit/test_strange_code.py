@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -314,3 +315,92 @@ def test_of_equal_numbers_only_those_of_the_resized_group_change(which: int) -> 
     kept = [part.channels for part in made if isinstance(part, Checking)]
     assert kept == [4 if index == which else 8 for index in range(3)]
     assert made(x).shape == model(x).shape
+
+
+class Asking(nn.Module):
+    """A convolution that asserts how many channels come."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.conv = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.inputs
+        return self.conv(x)
+
+
+class AskingBlock(nn.Module):
+    """A residual block of them, half as wide inside."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.body = nn.Sequential(
+            Asking(inputs, half), nn.ReLU(), Asking(half, half), nn.ReLU(), Asking(half, outputs)
+        )
+        self.shortcut = Asking(inputs, outputs) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.shortcut(x)
+
+
+def test_numbers_that_many_blocks_keep_are_found() -> None:
+    """As the stacked hourglass: one width doubled is another's old one, over and over."""
+    widths = [64, 128, 128, *[16] * 40]
+    blocks = [AskingBlock(a, b) for a, b in itertools.pairwise(widths)]
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), *blocks, nn.Conv2d(16, 3, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", eslkit.ResizeWarning)
+        big = eslkit.expand(model, example_inputs=torch.rand(1, 3, 4, 4))
+    for old, new in zip(model.modules(), big.modules(), strict=True):
+        if isinstance(old, Asking) and isinstance(new, Asking):
+            assert new.inputs == new.conv.in_channels == 2 * old.inputs
+            assert new.conv.out_channels == 2 * old.conv.out_channels
+
+
+class Averaging(nn.Module):
+    """A batch norm of its own, which writes its running mean in one of several ways."""
+
+    def __init__(self, channels: int, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.weight = nn.Parameter(torch.rand(channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.mean: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((0, 2, 3)) if self.training else self.mean
+        if self.training:
+            with torch.no_grad():
+                self.write(mean)
+        return (x - mean[:, None, None]) * self.weight[:, None, None]
+
+    def write(self, mean: Tensor) -> None:
+        if self.way == "lerp":
+            self.mean.lerp_(mean, 0.1)
+        elif self.way == "in two":
+            self.mean.mul_(0.9).add_(mean, alpha=0.1)
+        elif self.way == "assigned":
+            self.mean = 0.9 * self.mean + 0.1 * mean
+        elif self.way == "data":
+            self.mean.data.copy_(mean)
+        else:
+            self.mean[:] = mean
+
+
+@pytest.mark.parametrize("way", ["lerp", "in two", "assigned", "data", "slice"])
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_that_are_only_written_go_along(way: str, training: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), Averaging(8, way), nn.ReLU(), nn.Conv2d(8, 1, 3))
+    model[1].get_buffer("mean").copy_(torch.arange(8.0))
+    x = torch.rand(2, 1, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", eslkit.ResizeWarning)
+        big = eslkit.expand(model.train(training), init="first", example_inputs=x)
+        back = eslkit.shrink(big, example_inputs=x)
+    assert torch.equal(model[1].get_buffer("mean"), torch.arange(8.0)), "the model was touched"
+    assert big[1].get_buffer("mean").shape == (16,)
+    assert torch.equal(back[1].get_buffer("mean"), torch.arange(8.0))
+    assert big.train()(x).shape == (2, 1, 4, 4)
+    assert big.eval()(x).shape == (2, 1, 4, 4)
