@@ -58,7 +58,27 @@ def move(atoms: Atoms, op: Op) -> list[Value]:
             out.extend(tidy(atoms, [piece], op.where))
             if len(before) < len(support(out[-1]) if out else ()):
                 _note_split(atoms, out[-1])
-    return [op.result(parts, i, free=op.x.free) for i, parts in enumerate(outs)]
+    made = [op.result(parts, i, free=op.x.free) for i, parts in enumerate(outs)]
+    if not op.x.loose or any(value.loose for value in made):
+        return made
+    return [
+        replace(value, loose=loose) for value, loose in zip(made, _moved_loose(op), strict=True)
+    ]
+
+
+def _moved_loose(op: Op) -> list[frozenset[int]]:
+    """The axes of each result along which the code repeats one number.
+
+    They are those that no other axis of the tensor was moved to.
+    """
+    loose = [{axis for axis, size in enumerate(shape) if size > 1} for shape in op.shapes]
+    for axis, size in enumerate(op.x.shape):
+        if size == 1 or axis in op.x.loose:
+            continue
+        row = torch.arange(size).reshape([size if i == axis else 1 for i in range(len(op.x.shape))])
+        for left, moved in zip(loose, execute(op, row), strict=True):
+            left -= {a for a in left if bool((moved != moved.narrow(a, 0, 1)).any())}
+    return [frozenset(left) for left in loose]
 
 
 def _note_split(atoms: Atoms, part: Tensor) -> None:

@@ -404,3 +404,22 @@ def test_statistics_that_are_only_written_go_along(way: str, training: bool) -> 
     assert torch.equal(back[1].get_buffer("mean"), torch.arange(8.0))
     assert big.train()(x).shape == (2, 1, 4, 4)
     assert big.eval()(x).shape == (2, 1, 4, 4)
+
+
+def test_what_is_repeated_to_the_channels_and_laid_out_goes_along() -> None:
+    """As the scan of state-space models: one state for all channels of a group."""
+
+    class Scanned(Network):
+        def middle(self, x: Tensor, image: Tensor) -> Tensor:
+            state = self.more(x)[:, None, None]
+            repeats = x.shape[1] // state.shape[1]
+            state = state.expand(-1, -1, repeats, -1, -1, -1).flatten(1, 2)
+            return (x[:, :, None] * state).mean(2)
+
+    model, image = built(Scanned)
+    assert eslkit.trace(model, example_inputs=image).widths == {"enter": 16, "more": 16}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", eslkit.ResizeWarning)
+        wide = eslkit.resize(model, {"enter": 24, "more": 12}, init="first", example_inputs=image)
+    assert wide.more.weight.shape == (12, 24, 3, 3)
+    assert wide(image).shape == model(image).shape
