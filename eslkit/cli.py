@@ -105,7 +105,10 @@ def plan(
         list[str] | None, typer.Option(metavar="MODULE", help="insert the levels there; each")
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="init policy of the shrinking steps [first]")
+        str | None,
+        typer.Option(
+            help="init policy of the shrinking steps [first; merge after an expansion by copies]"
+        ),
     ] = None,
     expand_init: Annotated[
         str | None, typer.Option(help="init policy of the expansion [random]")

@@ -259,7 +259,8 @@ def schedule(
         at: another place for them: the module before which a level goes, or several.
         level: what builds a level instead of the model's own kind, as for `deepen`.
         init: policy that carries weights into a smaller network (the paper's INIT1), by name
-            or a callable of your own.
+            or a callable of your own. None leaves it to the recipe (`first`), or, where the
+            expansion makes copies (`preserve`, `split`), is `merge`, the way back from them.
         granularity: what each shrinking step changes. `fine`: the paper's order, a level at a
             time from the bottleneck outwards, then two layers at a time. `one-shot`: all channels
             in one step, all inserted layers in the next. `direct`: both in one step. A number:
@@ -271,7 +272,8 @@ def schedule(
             levels are then visited several times. None narrows each group in one go.
         order: which level is narrowed first: `outwards` from the bottleneck, as in the paper, or
             `inwards` from full resolution.
-        expand_init: policy that fills the expanded network.
+        expand_init: policy that fills the expanded network. `split` begins with what a trained
+            model can do, `random` anew, as in the paper.
         example_inputs: what the model is called with: a tensor, a tuple of positional
             arguments or a mapping of keyword arguments; None infers it.
         protect: names of groups, layers or parameters that keep their width.
@@ -301,6 +303,8 @@ def schedule(
         EslError: the model cannot be traced, widened or deepened.
     """
     check_model(model)
+    if init is None and expand_init in ("preserve", "split"):
+        init = "merge"
     told = recipe_of(recipe, budgeted=budget is not None).told(
         width=width,
         depth=depth,

@@ -42,6 +42,19 @@ def test_a_recipe_is_its_options_written_out(name: str) -> None:
     assert plan(recipe=name, iterations=5) == plan(recipe=other, **told, iterations=5)
 
 
+@pytest.mark.parametrize("copies", ["preserve", "split"])
+def test_an_expansion_by_copies_comes_back_by_merging_them(copies: str) -> None:
+    """`first` would keep both copies of every other channel, and lose the others."""
+    model = UNet()
+    made = eslkit.schedule(model, expand_init=copies, depth=0, budget=900, example_inputs=X)
+    assert made.plan.init == "merge"
+    assert plan(expand_init=copies, init="first").init == "first"
+    assert plan(expand_init="random").init == "first"
+    back = made.run(lambda network, step: {}).model.eval()
+    image = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(back(image), model.eval()(image))
+
+
 def test_what_nothing_said_means() -> None:
     assert plan() == plan(recipe="paper")
     assert plan(iterations=5) == plan(recipe="paper", iterations=5)
