@@ -201,6 +201,15 @@ COMBINED: dict[str, Way] = {
         for part, lr in ((0.7, 1.6e-2), (0.5, 8e-3))
     },
     **{
+        f"start {start:g}, depth 0, direct, split and merge, {part} for the last step": Way(
+            walk={"depth": 0, "granularity": "direct", "expand_init": "split", "init": "merge"},
+            spread=f"last {part}",
+            by_width=True,
+            start=start,
+        )
+        for start, part in ((0.3, 0.5), (0.3, 0.7))
+    },
+    **{
         f"start {start:g}, {rounds} x (width 1.5, depth 0, {expand}, direct, taylor)": Way(
             walk={**NARROW, "expand_init": expand},
             spread="last 0.6",

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.pays.study import known_data, read, runs_of
+from benchmarks.pays.ways import Way
 
 __all__ = ["TABLES"]
 
 Record = dict[str, Any]
+BASE_LR = Way().lr
 MEASURES = {"denoise": "psnr_x300", "segment": "miou"}
 UNITS = {"denoise": "PSNR at x300, dB", "segment": "mean IoU, %"}
 DURING = ("30", "100", "300", "1000")
@@ -92,8 +94,8 @@ def _compared(records: Iterable[tuple[str, Record]], control: str, of: Callable[
     return "\n".join(parts)
 
 
-def _counted(values: Sequence[float], *, sign: str = "") -> str:
-    return _mean(values, sign=sign) + (f" ({len(values)})" if values and len(values) != 3 else "")
+def _counted(values: Sequence[float], *, sign: str = "", of: int = 3) -> str:
+    return _mean(values, sign=sign) + (f" ({len(values)})" if values and len(values) != of else "")
 
 
 def saturation(part: str) -> str:
@@ -158,6 +160,49 @@ def _falls(title: str, rows: Rows) -> str:
     return _markdown([title, *heads], lines)
 
 
+def worth(part: str) -> str:
+    """Each way on both tasks, with the options of `eslkit.schedule` that it is; on test data."""
+    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    ways: dict[str, Record] = {}
+    for name, record in _records(part):
+        ways.setdefault(name, record["way"])
+        cells[name][record["task"]].append(_score(record))
+    tasks = sorted({task for row in cells.values() for task in row})
+    lines = [
+        [name, _options(ways[name]), *(_counted(row[task], of=1) for task in tasks)]
+        for name, row in cells.items()
+    ]
+    return _markdown(["", "options", *(f"{task}: {UNITS[task]}" for task in tasks)], lines)
+
+
+_OUTSIDE = {
+    "carry": "`inherit_optimizer`",
+    "average": "the trainer's",
+    "early": "the trainer's",
+    "start": "a trained model",
+    "lr": "the trainer's",
+}
+
+
+def _options(way: Record) -> str:
+    """What a way is, beside a budget and rates by width, as options of `schedule`."""
+    walk = dict(way.get("walk", {}))
+    found = [f"{key}={value!r}" for key, value in walk.items() if not isinstance(value, list)]
+    found += ["granularity=[...]"] if isinstance(walk.get("granularity"), list) else []
+    place, _, part = way.get("spread", "iterations").partition(" ")
+    if place == "iterations":
+        found.append("iterations=n")
+    elif part:
+        found.append(f"shares={{{place!r}: '{float(part):.0%}'}}")
+    if not way.get("by_width"):
+        found.append("scale_rates=False")
+    told = [f"`{', '.join(found)}`".replace("'", '"')] if found else []
+    changed = {key for key in _OUTSIDE if key in way and not (key == "lr" and way["lr"] == BASE_LR)}
+    return (
+        ", ".join([*told, *(_OUTSIDE[key] for key in _OUTSIDE if key in changed)]) or "`budget=n`"
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "baselines": ("baselines", by_budget),
     "against restarts": ("baselines", against),
@@ -166,6 +211,7 @@ TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "rate": ("rate", alone),
     "tuning": ("tuning", alone),
     "knobs": ("knobs", alone),
+    "worth": ("knobs", worth),
     "cuts": ("cuts", alone),
     "falls": ("cuts", falls),
     "combined": ("combined", by_budget),
