@@ -64,7 +64,8 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
     world = World(sizes.traced.exported.runner)
     bare = world.copy(model, lambda name, tensor: sizes.parameter(name, tuple(tensor.shape)))
     expected = _Expected(sizes)
-    edits = (*known_edits(model, bare), *_bare_norms(model, expected))
+    given = (*known_edits(model, bare), *_bare_norms(model, expected))
+    edits = given
     apply_edits(bare, edits)
     numbers: dict[fx.Node, float] = {}
     failure, exported = _run(bare, expected, world, numbers)
@@ -72,7 +73,8 @@ def prove(model: nn.Module, sizes: Sizes) -> Proof:
     while failure is not None:
         better: tuple[tuple[Edit, ...], Failure | None] | None = None
         runs = 0
-        for trial in _trials(bare, sizes, failure, known):
+        undone = _undone(model, bare, edits[len(given) :], failure)
+        for trial in (*undone, *_trials(bare, sizes, failure, known)):
             alike = _spread(bare, trial, model, edits)
             for proposal in (trial + alike, trial) if alike else (trial,):
                 kept = _present(bare, proposal)
@@ -140,6 +142,26 @@ def _spread(
             and vars(module).get(edit.attribute) == before.value
         ]
     return tuple(found)
+
+
+def _undone(
+    model: nn.Module, bare: nn.Module, edits: tuple[Edit, ...], failure: Failure
+) -> Iterator[tuple[Edit, ...]]:
+    """Attributes of the modules around a failure as they were, those of modules alike with them.
+
+    Several numbers of one module that were the same and changed at once need not all have changed.
+    """
+    made = {(edit.path, edit.attribute): edit for edit in edits}
+    for path in reversed(failure.stack):
+        for edit in (edit for edit in made.values() if edit.path == path):
+            kind = type(bare.get_submodule(path))
+            alike = (
+                other
+                for other in made.values()
+                if (other.attribute, other.value) == (edit.attribute, edit.value)
+                and type(bare.get_submodule(other.path)) is kind
+            )
+            yield _present(model, tuple(alike))
 
 
 def _due_to(failure: Failure | None, edits: tuple[Edit, ...]) -> bool:

@@ -359,6 +359,37 @@ def test_numbers_that_many_blocks_keep_are_found() -> None:
             assert new.conv.out_channels == 2 * old.conv.out_channels
 
 
+class Counting(nn.Module):
+    """One module whose code counts the channels of several maps, as DPRNN's does."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.inputs, self.inner, self.outputs = widths
+        before = (3, *widths)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(before))
+        self.leave = nn.Conv2d(widths[-1], 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, count in zip(self.layers, (self.inputs, self.inner, self.outputs), strict=True):
+            x = layer(x).reshape(-1, count, 8, 8)
+        return self.leave(x)
+
+
+@pytest.mark.parametrize(
+    "names", [n for k in (1, 2, 3) for n in itertools.combinations(range(3), k)]
+)
+@pytest.mark.parametrize("widths", [(8, 8, 8), (8, 8, 4), (4, 8, 8), (8, 4, 8)])
+def test_of_equal_numbers_of_one_module_some_change(
+    names: tuple[int, ...], widths: tuple[int, int, int]
+) -> None:
+    model, x = Counting(widths), torch.rand(1, 3, 8, 8)
+    wanted = {f"layers.{index}": widths[index] // 2 for index in names}
+    made = eslkit.resize(model, wanted, init="first", example_inputs=x)
+    assert made(x).shape == model(x).shape
+    kept = (made.inputs, made.inner, made.outputs)
+    assert kept == tuple(layer.weight.shape[0] for layer in made.layers)
+
+
 class Averaging(nn.Module):
     """A batch norm of its own, which writes its running mean in one of several ways."""
 
