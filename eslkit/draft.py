@@ -245,7 +245,9 @@ class Draft:
 
     def _take(self, widths: Mapping[str, int], move: Move, seed: int) -> None:
         groups = [self.graph.group(name) for name in widths]
-        prepared = prepare_resize(self.network, self._traced, widths) if widths else None
+        prepared = None
+        if widths:
+            prepared = prepare_resize(self.network, self._traced, widths, goal=self._goal)
         if prepared is not None:
             self._build(self.network, prepared, self._init, seed)
         removed = self._without(move.layers)

@@ -28,6 +28,7 @@ from typing import Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from eslkit.errors import EslError, StoreError, TrainingError
 from eslkit.manifest import StepRecord
@@ -115,7 +116,7 @@ def walk(
     network = clone(model)
     if store is None:
         return _steps(run, network, done=())
-    start = tensors_of(network)
+    start = tensors_of(network, leave_out=True)
     if store.is_finished():  # nothing will be written: the folder may be read-only
         store.check(plan)
     elif rank() > 0:
@@ -142,7 +143,7 @@ def walk(
 def _answer(run: _Walk, network: nn.Module, store: RunStore, done: tuple[StepRecord, ...]) -> bool:
     """A finished run that ends in the small model's form needs no surgery to be answered."""
     weights = store.weights(len(done))
-    here = {key: tensor.shape for key, tensor in tensors_of(network).items()}
+    here = {key: tensor.shape for key, tensor in _tensors(network).items()}
     if here != {key: tensor.shape for key, tensor in weights.items()}:
         return False
     _load(network, weights)
@@ -164,15 +165,16 @@ def _steps(
                 raise
             _stop(run, step, error, where=_where(run, step))
         if step.index > len(done):
-            weights, record = _train(run, network, step, teacher=_teacher(run, before, step))
+            weights, others, record = _train(
+                run, network, step, teacher=_teacher(run, before, step)
+            )
+            _load(network, weights, others)
             records.append(record)
             kind: Literal["finished", "resumed"] = "finished"
-        elif step.index == len(done) and run.store is not None:
-            weights, kind = run.store.weights(step.index), "resumed"
         else:  # only the form counts, the weights come with the last finished step
-            weights, kind = None, "resumed"
-        if weights is not None:
-            _load(network, weights)
+            kind = "resumed"
+            if step.index == len(done) and run.store is not None:
+                _load(network, run.store.weights(step.index))
         run.tell(Event(kind, step, len(run.plan.steps), record=records[step.index - 1]))
     return network, tuple(records)
 
@@ -190,8 +192,8 @@ def _teacher(run: _Walk, before: nn.Module, step: Step) -> nn.Module | None:
 
 def _train(
     run: _Walk, network: nn.Module, step: Step, *, teacher: nn.Module | None
-) -> tuple[dict[str, Tensor], StepRecord]:
-    """Train a copy of the network, so that only its weights come out of it."""
+) -> tuple[dict[str, Tensor], dict[str, object], StepRecord]:
+    """Train a copy of the network, so that only its state_dict comes out of it."""
     store, num_steps = run.store, len(run.plan.steps)
     where = _where(run, step)
     trained = clone(network)
@@ -205,7 +207,7 @@ def _train(
     try:
         with seeded(step.seed + rank()):
             metrics = run.trainer.fit(trained, context)
-        weights = tensors_of(trained)
+        weights, others = tensors_of(trained, leave_out=True), _others(trained)
         _check_weights(weights, _tensors(network), where=where)
         record = StepRecord(
             name=step.name,
@@ -220,9 +222,17 @@ def _train(
         )
         if store is not None:
             weights, record = _keep(store, step, weights, record)
+            if not _same(others, _others(network)):
+                logger.warning(
+                    "%s: training changed %s in the model's state_dict, which are no tensors and "
+                    "are not stored: a run that goes on from here in another process has the "
+                    "model's own.",
+                    where,
+                    ", ".join(map(repr, others)),
+                )
     except BaseException as error:  # noqa: BLE001  KeyboardInterrupt and SystemExit are marked too
         _stop(run, step, error, where=where)
-    return weights, record
+    return weights, others, record
 
 
 def _begun(store: RunStore | None, step: Step, network: nn.Module) -> Path | None:
@@ -294,6 +304,23 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
+def _others(network: nn.Module) -> dict[str, object]:
+    """What the state_dict has beside tensors (`get_extra_state`)."""
+    state = cast(dict[str, object], network.state_dict())
+    return {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+
+
+def _same(one: dict[str, object], other: dict[str, object]) -> bool:
+    """Whether two lots of state are equal; what cannot be compared is taken for changed."""
+    (here, form), (there, other_form) = tree_flatten(one), tree_flatten(other)
+    if form != other_form:
+        return False
+    return all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
+        for a, b in zip(here, there, strict=True)
+    )
+
+
 def _all_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() and not tensor.is_complex():
         return True
@@ -301,10 +328,15 @@ def _all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
 
 
-def _load(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Weights into a network of the same form, whatever its device."""
+def _load(
+    network: nn.Module, weights: dict[str, Tensor], others: dict[str, object] | None = None
+) -> None:
+    """A state into a network of the same form, whatever its device.
+
+    What is no tensor stays the network's own unless it is given.
+    """
     try:
-        network.load_state_dict(weights, strict=True)
+        network.load_state_dict({**(others or _others(network)), **weights}, strict=True)
     except RuntimeError as error:
         raise StoreError(
             "The stored weights do not fit the network that this eslkit builds for the step: "

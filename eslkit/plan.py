@@ -330,11 +330,13 @@ def check_same_form(network: nn.Module, other: nn.Module, *, shapes: bool = Fals
             "one. Widths may differ, and levels that eslkit inserted; layers must be the same."
         )
     for key in here if shapes else ():
-        if here[key].shape != there[key].shape:
+        # what a model adds to its state has no shape
+        have, want = (tuple(getattr(state[key], "shape", ())) for state in (here, there))
+        if have != want:
             raise PlanError(
-                f"The steps end with {key} of shape {tuple(here[key].shape)}, the small model has "
-                f"{tuple(there[key].shape)}: a group that cannot be resized differs. "
-                "print(eslkit.trace(large)) tells why it is protected."
+                f"The steps end with {key} of shape {have}, the small model has {want}: a "
+                "group that cannot be resized differs. print(eslkit.trace(large)) tells why it "
+                "is protected."
             )
 
 

@@ -209,6 +209,7 @@ class Schedule:
                 level=self.level,
                 prepared=self.prepared.get(step.index),
                 deepened=self.deepened,
+                goal=self.model,
             )
             count = sum(parameter.numel() for parameter in made.parameters())
             if count != step.parameters:

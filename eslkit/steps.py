@@ -33,6 +33,7 @@ def apply_step(
     level: LevelBuilder | None = None,
     prepared: Prepared | None = None,
     deepened: nn.Module | None = None,
+    goal: nn.Module | None = None,
 ) -> nn.Module:
     """The network of a step, from the network before; a function of that and the step's seed.
 
@@ -46,6 +47,7 @@ def apply_step(
         prepared: the resize of this step as planning proved it, where that is at hand; nothing
             is then traced or proved again.
         deepened: the small model with its levels inserted, as planning made it; the same.
+        goal: the small model, for the numbers that its code keeps; as for `prepare_resize`.
 
     Raises:
         PlanError: the step does not fit the network.
@@ -81,7 +83,8 @@ def apply_step(
         if step.widths or (step.phase == "expand" and init == "random"):
             if prepared is None:
                 traced = trace_fully(made, example_inputs=example_inputs, protect=plan.protect)
-                prepared = prepare_resize(made, traced, step.widths)
+                narrows = goal if step.phase != "expand" else None
+                prepared = prepare_resize(made, traced, step.widths, goal=narrows)
             made = build_resized(made, prepared, init=init)
         if step.taken_out:
             made = remove_layers(made, step.taken_out, example_inputs=example_inputs)

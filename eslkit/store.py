@@ -36,16 +36,22 @@ from eslkit.plan import Plan, Step, differences
 __all__ = ["RunStore", "tensors_of"]
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module, *, leave_out: bool = False) -> dict[str, Tensor]:
     """A model's state_dict as independent contiguous tensors on the CPU.
 
+    Args:
+        model: any module.
+        leave_out: whether entries that are no tensors (`get_extra_state`) are left out.
+
     Raises:
-        StoreError: an entry is not a tensor (`get_extra_state`), which cannot be stored
-            without pickle.
+        StoreError: an entry is not a tensor and not to be left out; it cannot be stored without
+            pickle.
     """
     tensors: dict[str, Tensor] = {}
     for key, value in cast(dict[str, object], model.state_dict()).items():
         if not isinstance(value, Tensor):
+            if leave_out:
+                continue
             raise StoreError(
                 f"The state_dict entry {key!r} is a {type(value).__name__}; only tensors can be "
                 "stored. Keep it out of the state_dict, or make it a buffer."

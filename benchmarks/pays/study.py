@@ -179,7 +179,13 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
         return [
             Run(t, s, "scratch", Way(), budget, seed, data[t])
             for t, s in both
-            for budget in (2000, 8000, 32000, 128000)
+            for budget in (2000, 8000, 32000, 128000, 256000)
+            for seed in range(3)
+        ] + [
+            Run(t, "4-8-16", name, way, budget, seed, data[t])
+            for t in data
+            for budget in (128000, 256000)
+            for name, way in {"restarts": Way(restarts=STEPS[t]), **PRESET}.items()
             for seed in range(3)
         ]
     if part == "baselines":
@@ -245,6 +251,6 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             for t in data
             for budget in (16000, 64000)
             for name, way in COMBINED.items()
-            for seed in range(2)
+            for seed in range(3)
         ]
     raise SystemExit(f"There is no part {part!r}; there are {', '.join(PARTS)}.")

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from eslkit.graph.maps import Layout
 
-__all__ = ["Inserted"]
+__all__ = ["Inserted", "own_names"]
 
 
 class Inserted(nn.Module):
@@ -82,3 +82,17 @@ class Inserted(nn.Module):
             if name.startswith("__"):
                 raise  # Python's own protocols: a module's way to be copied is not the wrapper's
             return getattr(super().__getattr__("body"), name)  # as if it were the user's module
+
+
+def own_names(model: nn.Module) -> dict[str, str]:
+    """Name of a module -> what it is called without levels; what belongs to a level is left out."""
+    wrappers = [name for name, module in model.named_modules() if isinstance(module, Inserted)]
+    found: dict[str, str] = {}
+    for name, _ in model.named_modules():
+        own = name
+        for wrapper in reversed(wrappers):  # the innermost first
+            if own == f"{wrapper}.body" or own.startswith(f"{wrapper}.body."):
+                own = wrapper + own.removeprefix(f"{wrapper}.body")
+        if name not in wrappers and not any(name.startswith(f"{w}.level") for w in wrappers):
+            found[name] = own
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Edit", "apply_edits", "candidates", "known_edits"]
+__all__ = ["Aims", "Edit", "apply_edits", "candidates", "differing", "known_edits"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,40 @@ class Edit:
     path: str
     attribute: str
     value: Any
+
+
+@dataclass(frozen=True)
+class Aims:
+    """What the attributes are to be in the end, where it is known what a model is to become."""
+
+    edits: tuple[Edit, ...] = ()
+    """Those that have another value now."""
+    reached: bool = False
+    """Whether this resize leads there, so that all of them are due."""
+
+    def of(self, path: str) -> tuple[Edit, ...]:
+        """Those of one module."""
+        return tuple(edit for edit in self.edits if edit.path == path)
+
+
+def differing(module: nn.Module, twin: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Integers that a module keeps and its twin has another value of, with that value.
+
+    Those of torch's own layers are left out: their parameters' shapes tell them.
+    """
+    if type(module) is not type(twin) or type(module).__module__.startswith("torch.nn.modules"):
+        return
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name != "training" and _counts(value):
+            other = vars(twin).get(name)
+            if type(other) is type(value) and _counts(other) and other != value:
+                yield name, other
+
+
+def _counts(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(type(v) is int for v in value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def apply_edits(model: nn.Module, edits: tuple[Edit, ...]) -> None:
@@ -156,11 +190,13 @@ def _differences(sizes: Mapping[int, set[int]]) -> dict[int, set[int]]:
 
 
 def _replacements(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if not _counts(value):
+        return
+    if isinstance(value, int):
         for new in sorted(sizes.get(value, ())):
             if new != value:
                 yield new
-    elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
+    else:
         changed = [min(sizes.get(v, {v})) for v in value]
         if changed != list(value):
             yield tuple(changed) if isinstance(value, tuple) else changed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.instancenorm import (
@@ -20,7 +21,7 @@ from eslkit.graph.export import Exported, World, run, source_line
 from eslkit.graph.record import Recorder
 from eslkit.graph.trace import Traced, nodes_of
 from eslkit.graph.values import Value
-from eslkit.surgery.integers import Edit, apply_edits, candidates, known_edits
+from eslkit.surgery.integers import Aims, Edit, apply_edits, candidates, known_edits
 from eslkit.surgery.numbers import factor_in
 from eslkit.surgery.sizes import Sizes
 
@@ -59,23 +60,38 @@ class Proof:
     """The operations of the resized model, if it ran once and went well: what tracing it finds."""
 
 
-def prove(model: nn.Module, sizes: Sizes) -> Proof:
-    """Run the model at its new sizes, on stand-ins; its weights do not count."""
+def prove(model: nn.Module, sizes: Sizes, aims: Aims | None = None) -> Proof:
+    """Run the model at its new sizes, on stand-ins; its weights do not count.
+
+    Args:
+        model: the model.
+        sizes: its new sizes.
+        aims: what the integers of its modules are in the end, where that is known; all of them
+            are set where the sizes are those of the end, and they come first elsewhere.
+    """
+    aims = aims or Aims()
     world = World(sizes.traced.exported.runner)
     bare = world.copy(model, lambda name, tensor: sizes.parameter(name, tuple(tensor.shape)))
     expected = _Expected(sizes)
     given = (*known_edits(model, bare), *_bare_norms(model, expected))
-    edits = given
-    apply_edits(bare, edits)
+    apply_edits(bare, given)
     numbers: dict[fx.Node, float] = {}
-    failure, exported = _run(bare, expected, world, numbers)
+    edits, failure, exported = given, None, None
+    for due in (aims.edits, ()) if aims.reached and aims.edits else ((),):
+        kept = _present(bare, due)
+        apply_edits(bare, due)
+        failure, exported = _run(bare, expected, world, numbers)
+        if failure is None:
+            edits = (*given, *due)
+            break
+        apply_edits(bare, kept)
     known: dict[str, dict[int, set[int]]] = {}
     while failure is not None:
         better: tuple[tuple[Edit, ...], Failure | None] | None = None
         runs = 0
         undone = _undone(model, bare, edits[len(given) :], failure)
-        for trial in (*undone, *_trials(bare, sizes, failure, known)):
-            alike = _spread(bare, trial, model, edits)
+        for trial in chain(undone, _trials(bare, sizes, failure, known, aims)):
+            alike = _spread(bare, trial, model, edits, aims)
             for proposal in (trial + alike, trial) if alike else (trial,):
                 kept = _present(bare, proposal)
                 apply_edits(bare, proposal)
@@ -123,23 +139,31 @@ def _present(bare: nn.Module, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
 
 
 def _spread(
-    bare: nn.Module, trial: tuple[Edit, ...], model: nn.Module, edits: tuple[Edit, ...]
+    bare: nn.Module,
+    trial: tuple[Edit, ...],
+    model: nn.Module,
+    edits: tuple[Edit, ...],
+    aims: Aims,
 ) -> tuple[Edit, ...]:
     """The same edits on other modules of the same class that kept the same values in the model.
 
     What stands twelve times in a network need not be found twelve times. What has been edited
-    already stays: it may have got the value that another one is to lose.
+    already stays: it may have got the value that another one is to lose. Where it is known what a
+    value is in the end, only modules that end with the same one are alike.
     """
     done = {(edit.path, edit.attribute) for edit in (*edits, *trial)}
+    ends = {(edit.path, edit.attribute): edit.value for edit in aims.edits}
     found: list[Edit] = []
     for edit, before in zip(trial, _present(model, trial), strict=True):
         kind = type(bare.get_submodule(edit.path))
+        final = ends.get((edit.path, edit.attribute)) == edit.value
         found += [
             Edit(path, edit.attribute, edit.value)
             for path, module in bare.named_modules()
             if type(module) is kind
             and (path, edit.attribute) not in done
             and vars(module).get(edit.attribute) == before.value
+            and not (final and ends.get((path, edit.attribute)) != edit.value)
         ]
     return tuple(found)
 
@@ -153,15 +177,17 @@ def _undone(
     """
     made = {(edit.path, edit.attribute): edit for edit in edits}
     for path in reversed(failure.stack):
+        kind = type(bare.get_submodule(path))
         for edit in (edit for edit in made.values() if edit.path == path):
-            kind = type(bare.get_submodule(path))
-            alike = (
+            alike = tuple(
                 other
                 for other in made.values()
                 if (other.attribute, other.value) == (edit.attribute, edit.value)
                 and type(bare.get_submodule(other.path)) is kind
             )
-            yield _present(model, tuple(alike))
+            yield _present(model, (edit,))
+            if len(alike) > 1:
+                yield _present(model, alike)
 
 
 def _due_to(failure: Failure | None, edits: tuple[Edit, ...]) -> bool:
@@ -288,12 +314,22 @@ class _Watch:
 
 
 def _trials(
-    bare: nn.Module, sizes: Sizes, failure: Failure, known: dict[str, dict[int, set[int]]]
+    bare: nn.Module,
+    sizes: Sizes,
+    failure: Failure,
+    known: dict[str, dict[int, set[int]]],
+    aims: Aims,
 ) -> Iterator[tuple[Edit, ...]]:
     """Edits worth trying, nearest module first: all of a module at once, then one by one.
 
-    Sizes of the module's tensors come before the widths of groups, which no tensor may show.
+    What is known of the end comes first; sizes of the module's tensors come before the widths of
+    groups, which no tensor may show.
     """
+    for path in reversed(failure.stack):
+        due = tuple(e for e in aims.of(path) if _present(bare, (e,))[0].value != e.value)
+        if len(due) > 1:
+            yield due
+        yield from ((edit,) for edit in due)
     widths: dict[int, set[int]] = {}
     for change in sizes.changes:
         widths.setdefault(change.group.width, set()).add(change.new)

@@ -17,6 +17,7 @@ from eslkit.graph.export import Exported
 from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, check_model, trace_fully
 from eslkit.surgery.blame import blamed
+from eslkit.surgery.goal import aims_towards
 from eslkit.surgery.inherit import (
     axis_maps,
     bound,
@@ -101,13 +102,17 @@ def _prepared(sizes: Sizes, proof: Proof) -> Prepared:
     return Prepared(sizes, proof.edits, numbers, proof.exported)
 
 
-def prepare_resize(model: nn.Module, traced: Traced, widths: Mapping[str, int]) -> Prepared:
+def prepare_resize(
+    model: nn.Module, traced: Traced, widths: Mapping[str, int], *, goal: nn.Module | None = None
+) -> Prepared:
     """Prove that a traced model can have these widths.
 
     Args:
         model: the model, or one of the same architecture; its weights do not count.
         traced: what `trace_fully` found.
         widths: group name -> number of channels.
+        goal: what the model becomes in the end, after this resize and others, where that is known:
+            the numbers that its code keeps are then read off it.
 
     Raises:
         InputError: no such group, or a width that is not a positive integer.
@@ -116,7 +121,7 @@ def prepare_resize(model: nn.Module, traced: Traced, widths: Mapping[str, int]) 
     """
     check_widths(traced.graph, widths)
     sizes = Sizes(traced, widths)
-    proof = prove(model, sizes)
+    proof = prove(model, sizes, None if goal is None else aims_towards(model, goal, sizes))
     if proof.failure is not None:
         raise ResizeError(_refusal(type(model).__name__, widths, proof.failure))
     return _prepared(sizes, proof)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eslkit.errors import InputError, ResizeError
-from eslkit.graph.channels import ChannelGraph, ChannelGroup, Constraint
+from eslkit.graph.channels import ChannelGraph, ChannelGroup, ChannelSpan, Constraint
 
 __all__ = ["check_widths", "fitting_widths", "norm_groups", "scaled_widths", "widths_towards"]
 
@@ -234,8 +234,9 @@ def widths_towards(
     unknown = [group for group in graph.resizable if not _read(group, target, source, widths)]
     while unknown:  # groups that share every axis: what is left when the others are known
         left = [g for g in unknown if not _read(g, target, source, widths, graph)]
-        if len(left) == len(unknown):
-            raise ResizeError(_no_width(left[0], target, source))
+        if len(left) == len(unknown):  # only their sum can be told: as zeros before and behind
+            _share(left[0], target, source, widths, graph)
+            left = left[1:]
         unknown = left
     return {name: new for name, new in widths.items() if new != graph.widths[name]}
 
@@ -249,18 +250,9 @@ def _read(
 ) -> bool:
     """Read a group's width off an axis on which nothing else is unknown; whether it could."""
     for span in group.spans:
-        key = (span.parameter, span.axis)
-        want, have = (
-            target[span.parameter].shape[span.axis],
-            source[span.parameter].shape[span.axis],
-        )
-        count = sum(s.inner for s in group.spans if (s.parameter, s.axis) == key)
-        others = [
-            (g, s)
-            for g in (graph.resizable if graph else ())
-            for s in g.spans
-            if (s.parameter, s.axis) == key and g is not group
-        ]
+        want, have = (tensors[span.parameter].shape[span.axis] for tensors in (target, source))
+        count = sum(s.inner for s in group.spans if _place(s) == _place(span))
+        others = [(g, s) for g, s in _on(span, graph) if g is not group] if graph else []
         if not graph and have != group.width * count:
             continue
         if any(g.name not in widths for g, _ in others):
@@ -275,6 +267,41 @@ def _read(
         widths[group.name] = group.width
         return True
     return False
+
+
+def _place(span: ChannelSpan) -> tuple[str, int]:
+    return span.parameter, span.axis
+
+
+def _on(span: ChannelSpan, graph: ChannelGraph) -> list[tuple[ChannelGroup, ChannelSpan]]:
+    """All that lies on the axis of a span."""
+    return [(g, s) for g in graph.resizable for s in g.spans if _place(s) == _place(span)]
+
+
+def _share(
+    group: ChannelGroup,
+    target: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    widths: dict[str, int],
+    graph: ChannelGraph,
+) -> None:
+    """Give a group its part of what the unknown groups of an axis have together."""
+    span = next(
+        s
+        for s in group.spans
+        if target[s.parameter].shape[s.axis] != source[s.parameter].shape[s.axis]
+    )
+    want, have = (tensors[span.parameter].shape[span.axis] for tensors in (target, source))
+    change, together = want - have, 0
+    for other, part in _on(span, graph):
+        if other.name in widths:
+            change -= (widths[other.name] - other.width) * part.inner
+        else:
+            together += other.width * part.inner
+    new = round(group.width * (together + change) / together)
+    if new < 1:
+        raise ResizeError(_no_width(group, target, source))
+    widths[group.name] = new
 
 
 def _no_width(

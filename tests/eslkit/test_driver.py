@@ -12,7 +12,7 @@ from torch import nn
 
 from eslkit.driver import Event, walk
 from eslkit.errors import ResizeError, StoreError, TrainingError
-from eslkit.plan import Step
+from eslkit.plan import Step, fingerprint
 from eslkit.store import RunStore
 from eslkit.trainer import StepContext, as_trainer
 from tests.eslkit.small_walk import (
@@ -134,6 +134,60 @@ def test_what_a_trainer_leaves_on_a_network_goes_no_further() -> None:
 
     network, _ = run(None, untidy)
     assert not hasattr(network, "leftover")
+
+
+class Told(nn.Module):
+    """Counts its updates in a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates = 0
+
+    def get_extra_state(self) -> object:
+        return {"updates": self.updates}
+
+    def set_extra_state(self, state: object) -> None:
+        assert isinstance(state, dict)
+        self.updates = state["updates"]
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("folder", [False, True])
+def test_state_that_is_no_tensor_goes_along(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, folder: bool, counts: bool
+) -> None:
+    class Counting(Loop):
+        def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
+            model.norm.told.updates += counts
+            return super().fit(model, step)
+
+    def model(seed: int) -> Small:
+        made = small_model(seed)
+        made.norm.told = Told()
+        return made
+
+    def stopping(network: nn.Module, step: Step) -> nn.Module:
+        if step.name == "CSL2":
+            raise ResizeError("stopped here")
+        return resized(network, step)
+
+    def resized(network: nn.Module, step: Step) -> nn.Module:
+        made = surgery(network, step)
+        made.norm.told = Told()
+        made.norm.told.set_extra_state(network.norm.told.get_extra_state())
+        return made
+
+    plan = small_plan().model_copy(update={"fingerprint": fingerprint(model(0))})
+    store = RunStore(tmp_path) if folder else None
+    how = {"trainer": as_trainer(Counting()), "store": store}
+    with caplog.at_level(logging.WARNING, "eslkit"):
+        if folder:
+            with pytest.raises(ResizeError, match="stopped here"):
+                walk(model(0), plan, surgery=stopping, **how)
+        network, records = walk(model(0), plan, surgery=resized, **how)
+    assert len(records) == 3
+    assert network.norm.told.updates == counts * (1 if folder else 3)
+    assert ("'norm.told._extra_state'" in caplog.text) == (folder and counts)
 
 
 def test_training_is_seeded_and_the_callers_generators_are_given_back() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import warnings
@@ -252,6 +253,32 @@ def test_it_is_halved_and_comes_back(make: Callable[[], Network]) -> None:
     assert all(torch.equal(value, state[key]) for key, value in back.state_dict().items())
 
 
+@pytest.mark.parametrize("granularity", ["fine", 1])
+@pytest.mark.parametrize("make", NETWORKS)
+def test_its_schedule_leads_back(make: Callable[[], Network], granularity: str | int) -> None:
+    """Step by step, with the numbers that the model's own code keeps."""
+    model, image = built(make)
+    made = eslkit.schedule(model, depth=0, granularity=granularity, example_inputs=image)
+    before = copy.deepcopy(model)
+    seen: list[int] = []
+
+    def fit(network: nn.Module, step: eslkit.StepContext) -> dict[str, float]:
+        assert network(image).shape == model(image).shape
+        seen.append(sum(p.numel() for p in network.parameters()))
+        return {}
+
+    back = made.run(fit).model
+    assert seen == sorted(seen, reverse=True)
+    assert len(set(seen)) == len(seen) > 1
+    for old, new in zip(before.modules(), back.modules(), strict=True):
+        numbers = (v for v in vars(old).items() if not v[0].startswith("_"))
+        plain = {k: v for k, v in numbers if isinstance(v, (int, tuple, list))}
+        assert plain == {key: vars(new)[key] for key in plain}
+    assert {k: v.shape for k, v in back.state_dict().items()} == {
+        k: v.shape for k, v in before.state_dict().items()
+    }
+
+
 @pytest.mark.parametrize("make", NETWORKS)
 def test_narrowed_equals_masked_where_nothing_mixes(make: Callable[[], Network]) -> None:
     model, image = built(make)
@@ -388,6 +415,32 @@ def test_of_equal_numbers_of_one_module_some_change(
     assert made(x).shape == model(x).shape
     kept = (made.inputs, made.inner, made.outputs)
     assert kept == tuple(layer.weight.shape[0] for layer in made.layers)
+
+
+class Describing(nn.Module):
+    """Keeps numbers that its code needs, and others that only describe it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.conv = nn.Conv2d(inputs // 2, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.split(self.inputs // 2, dim=1)
+        return self.conv(first) + self.conv(second)
+
+
+def test_numbers_that_only_describe_come_back_with_their_module() -> None:
+    """As timm's selective kernels: many modules of one class, whose numbers change at times."""
+    widths = [8, 8, 16, 16, 16, 8, 8]
+    parts = [Describing(a, b) for a, b in itertools.pairwise(widths)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *parts, nn.Conv2d(8, 3, 1))
+    made = eslkit.schedule(model, depth=0, granularity=1, example_inputs=torch.rand(1, 3, 4, 4))
+    assert len(made.steps) > 4
+    back = made.run(lambda network, step: {"parts": float(len(list(network)))}).model
+    for old, new in zip(model, back, strict=True):
+        if isinstance(old, Describing) and isinstance(new, Describing):
+            assert (new.inputs, new.outputs) == (old.inputs, old.outputs)
 
 
 class Averaging(nn.Module):
