@@ -28,6 +28,7 @@ from eslkit.plan import (
     fingerprint,
 )
 from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
+from eslkit.surgery.frozen import without_fixed
 from eslkit.surgery.inherit import named_tensors
 from eslkit.surgery.layers import layers_towards, remove_layers
 from eslkit.surgery.level import LevelBuilder
@@ -197,9 +198,9 @@ class Draft:
         if isinstance(width, Mapping):
             multipliers = {name: float(number) for name, number in width.items()}
             return prepare_resize(deeper, before, table_widths(before.graph, multipliers))
-        wanted = scaled_widths(before.graph, width)
+        wanted, fixed = without_fixed(deeper, before.graph, scaled_widths(before.graph, width))
         prepared, kept = prepare_possible(deeper, before, wanted)
-        warn_kept(kept, len(before.graph.resizable), stacklevel=6)
+        warn_kept({**fixed, **kept}, len(before.graph.resizable), stacklevel=6)
         return prepared
 
     def _build(self, network: nn.Module, prepared: Prepared, init: str | Policy, seed: int) -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from eslkit.errors import ResizeError
 from eslkit.graph.channels import ChannelSpan
 from eslkit.surgery.axes import AxisMap, ChannelMap, Piece
+from eslkit.surgery.frozen import fixed_parameters
 from eslkit.surgery.policies.change import (
     AxisChange,
     GroupChange,
@@ -213,8 +214,10 @@ def refresh(model: nn.Module, before: Mapping[str, Tensor]) -> None:
     table of relative positions, a scale of each channel, a token) is drawn from a normal
     distribution with the mean and standard deviation of the tensor before; a constant stays that
     constant, so that a scale of zero or one is what it was meant to be. Buffers and whole numbers
-    repeat what the model had before.
+    repeat what the model had before, and so do parameters that are not trained beside others that
+    are: the mean colour that is subtracted, fixed filters.
     """
+    fixed = fixed_parameters(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             old = before[name].detach()
@@ -234,6 +237,10 @@ def refresh(model: nn.Module, before: Mapping[str, Tensor]) -> None:
     for module in model.modules():
         for reset in _resets(module):
             reset()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in fixed:
+                parameter.copy_(_repeated(before[name].detach(), tuple(parameter.shape)))
 
 
 def _draw_like(tensor: Tensor, old: Tensor) -> None:

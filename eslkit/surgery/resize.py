@@ -17,6 +17,7 @@ from eslkit.graph.export import Exported
 from eslkit.graph.skeleton import skeleton
 from eslkit.graph.trace import Traced, check_model, trace_fully
 from eslkit.surgery.blame import blamed
+from eslkit.surgery.frozen import without_fixed
 from eslkit.surgery.goal import aims_towards
 from eslkit.surgery.inherit import (
     axis_maps,
@@ -186,9 +187,11 @@ def scale(
     """Every resizable group's width times `factor`; groups whose resize fails keep theirs."""
     policy = policy_of(init)
     traced = trace_fully(model, example_inputs=example_inputs, protect=protect)
-    widths = scaled_widths(traced.graph, factor, divisor=divisor)
+    widths, fixed = without_fixed(
+        model, traced.graph, scaled_widths(traced.graph, factor, divisor=divisor)
+    )
     prepared, kept = prepare_possible(model, traced, widths)
-    warn_kept(kept, len(traced.graph.resizable), stacklevel=4)
+    warn_kept({**fixed, **kept}, len(traced.graph.resizable), stacklevel=4)
     return build_resized(model, prepared, init=policy)
 
 

@@ -316,3 +316,50 @@ def test_fresh_bare_parameters_look_like_those_before(wide: Bare) -> None:
     for new, old in ((wide.turn.real, before.real), (wide.turn.imag, before.imag)):
         assert 0.6 < float(new.detach().std() / old.std()) < 1.6
     assert wide.count.tolist() == list(range(4)) * 16
+
+
+class Shift(nn.Conv2d):
+    """Subtracts the mean colour by a convolution that is not trained, as EDSR does."""
+
+    def __init__(self, *, frozen: str) -> None:
+        super().__init__(3, 3, 1)
+        self.weight.data = torch.eye(3).view(3, 3, 1, 1)
+        self.bias.data = torch.tensor([-0.4, -0.5, -0.6])
+        if frozen == "parameters":
+            for parameter in self.parameters():
+                parameter.requires_grad = False
+        elif frozen == "module":  # freezes nothing, but is meant so
+            self.requires_grad = False
+
+
+@pytest.mark.parametrize("frozen", ["parameters", "module", ""])
+def test_what_is_not_trained_stays(frozen: str) -> None:
+    blur = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False).requires_grad_(False)
+    blur.weight.data[:] = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+    model = nn.Sequential(Shift(frozen=frozen), nn.Conv2d(3, 8, 1), blur, nn.Conv2d(8, 1, 1))
+    x = torch.rand(1, 3, 8, 8)
+    if frozen:
+        with pytest.warns(eslkit.ResizeWarning, match="1 of 2 .*: 0 .*is not trained"):
+            big = eslkit.expand(model, example_inputs=x)
+        with pytest.warns(eslkit.ResizeWarning, match="1 of 2 .*: 0 .*is not trained"):
+            back = eslkit.shrink(big, example_inputs=x)
+        assert torch.equal(big[0].weight, model[0].weight)
+        assert torch.equal(back[0].bias, model[0].bias)
+        assert eslkit.resize(model, {"0": 6}, init="first", example_inputs=x)(x).shape == (
+            1,
+            1,
+            8,
+            8,
+        )
+    else:
+        big = eslkit.expand(model, example_inputs=x)
+        assert big[0].weight.shape[0] == 6
+    assert torch.equal(big[2].weight, model[2].weight.repeat(2, 1, 1, 1))
+    assert not big[2].weight.requires_grad
+    assert not torch.equal(big[1].weight[:8, :3], model[1].weight)
+
+
+def test_random_makes_all_of_a_frozen_model_anew() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 1)).requires_grad_(False)
+    big = eslkit.expand(model, example_inputs=torch.rand(1, 3, 8, 8))
+    assert not torch.equal(big[0].weight[:8], big[0].weight[8:])
