@@ -8,7 +8,8 @@ values; what then still fails is reported with the module and the text of the fa
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -90,7 +91,7 @@ def prove(model: nn.Module, sizes: Sizes, aims: Aims | None = None) -> Proof:
         better: tuple[tuple[Edit, ...], Failure | None] | None = None
         runs = 0
         undone = _undone(model, bare, edits[len(given) :], failure)
-        for trial in chain(undone, _trials(bare, sizes, failure, known, aims)):
+        for trial in chain(undone, _trials(bare, model, sizes, failure, known, aims)):
             alike = _spread(bare, trial, model, edits, aims)
             for proposal in (trial + alike, trial) if alike else (trial,):
                 kept = _present(bare, proposal)
@@ -237,8 +238,12 @@ class _Expected:
             if _is_operation(node)
         ]
         self.calls = {
-            call.number: [shapes.get(node) for node in call.outputs] for call in exported.calls
+            call.number: (call.path, [shapes.get(node) for node in call.outputs])
+            for call in exported.calls
         }
+        times = Counter(call.path for call in exported.calls)
+        self.single = {path: n for n, (path, _) in self.calls.items() if times[path] == 1}
+        """Modules that are called once -> the number of the call."""
         self.inputs = {
             call.number: shapes.get(call.inputs[0]) if call.inputs else None
             for call in exported.calls
@@ -260,7 +265,8 @@ class _Watch:
 
     Code that runs at another width may still do something else there: cut the channels into heads
     of another size, say. So operations are compared one by one as long as they are the same; when
-    the code takes another way, on purpose, the results of its modules still count.
+    the code takes another way, on purpose, the results of its modules still count: once it calls
+    one more, or one fewer, those of the modules that are called once.
     """
 
     def __init__(self, expected: _Expected, numbers: dict[fx.Node, float]) -> None:
@@ -270,6 +276,9 @@ class _Watch:
         self._expected = expected
         self._numbers = numbers
         self._same = True
+        self._alike = 0
+        """How many calls were of the expected modules, from the first on."""
+        self._called: set[str] = set()
         self._number = 0
         self._differs = 0
 
@@ -299,10 +308,23 @@ class _Watch:
             self._numbers[old] = after / before
 
     def _call(self, number: int, results: list[Tensor]) -> None:
-        for tensor, want in zip(results, self._expected.calls.get(number, ()), strict=False):
-            path = self.recorder.marks[number].path
+        path = self.recorder.marks[number].path
+        for tensor, want in zip(results, self._foretold(number, path), strict=False):
             self._compare(tuple(tensor.shape), want, path or "the model")
+        self._called.add(path)
         self.progress += 1
+
+    def _foretold(self, number: int, path: str) -> Sequence[Shape | None]:
+        """The shapes of a call's results: of the same call, not of one that has its number."""
+        marks, calls = self.recorder.marks, self._expected.calls
+        while self._alike < len(marks):
+            if calls.get(self._alike, (marks[self._alike].path,))[0] != marks[self._alike].path:
+                break
+            self._alike += 1
+        known = number if number < self._alike else self._expected.single.get(path, -1)
+        if number >= self._alike and path in self._called:
+            return ()
+        return calls[known][1] if known in calls else ()
 
     def _compare(self, shape: tuple[int, ...], want: Shape | None, where: str) -> None:
         if want is not None and (
@@ -315,6 +337,7 @@ class _Watch:
 
 def _trials(
     bare: nn.Module,
+    model: nn.Module,
     sizes: Sizes,
     failure: Failure,
     known: dict[str, dict[int, set[int]]],
@@ -341,16 +364,19 @@ def _trials(
                 continue
             if path not in known:
                 known[path] = _sizes_in(sizes, path)
-            for trial in _of_module(module, path, widths if of_groups else known[path]):
+            was = model.get_submodule(path)
+            for trial in _of_module(module, was, path, widths if of_groups else known[path]):
                 if repr(trial) not in tried:
                     tried.add(repr(trial))
                     yield trial
 
 
 def _of_module(
-    module: nn.Module, path: str, sizes: Mapping[int, set[int]]
+    module: nn.Module, was: nn.Module, path: str, sizes: Mapping[int, set[int]]
 ) -> Iterator[tuple[Edit, ...]]:
-    found = candidates(module, path, sizes)
+    """Sizes are told of the module as it was: what has been edited may be an old size again."""
+    now = vars(module)
+    found = [e for e in candidates(was, path, sizes) if now.get(e.attribute) != e.value]
     first: dict[str, Edit] = {}
     for edit in found:
         first.setdefault(edit.attribute, edit)
