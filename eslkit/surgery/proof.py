@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.instancenorm import (
     _InstanceNorm,  # pyright: ignore[reportPrivateUsage]
@@ -62,7 +63,7 @@ class Proof:
 
 
 def prove(model: nn.Module, sizes: Sizes, aims: Aims | None = None) -> Proof:
-    """Run the model at its new sizes, on stand-ins; its weights do not count.
+    """Run the model at its new sizes, on stand-ins; its weights count only if its code looks.
 
     Args:
         model: the model.
@@ -72,7 +73,7 @@ def prove(model: nn.Module, sizes: Sizes, aims: Aims | None = None) -> Proof:
     """
     aims = aims or Aims()
     world = World(sizes.traced.exported.runner)
-    bare = world.copy(model, lambda name, tensor: sizes.parameter(name, tuple(tensor.shape)))
+    bare = world.copy(model, lambda n, t: sizes.parameter(n, tuple(t.shape)), sizes.values)
     expected = _Expected(sizes)
     given = (*known_edits(model, bare), *_bare_norms(model, expected))
     apply_edits(bare, given)
@@ -111,8 +112,23 @@ def prove(model: nn.Module, sizes: Sizes, aims: Aims | None = None) -> Proof:
         apply_edits(bare, better[0])
         edits, failure = (*edits, *better[0]), better[1]
     if world.runner.kind == "real":  # what it does may hang on the weights
-        exported = None
+        return Proof(edits, failure, _steady(bare, expected, world, numbers), None)
     return Proof(edits, failure, numbers, exported)
+
+
+def _steady(
+    bare: nn.Module, expected: _Expected, world: World, numbers: dict[fx.Node, float]
+) -> dict[fx.Node, float]:
+    """Those of the changed numbers that hang on the widths alone, not on the weights."""
+    if not numbers:
+        return numbers
+    with torch.no_grad():
+        for tensor in (*bare.parameters(), *bare.buffers()):
+            if tensor.is_floating_point():
+                tensor.mul_(1.01)
+    again: dict[fx.Node, float] = {}
+    _run(bare, expected, world, again)
+    return {node: ratio for node, ratio in numbers.items() if again.get(node) == ratio}
 
 
 def _bare_norms(model: nn.Module, expected: _Expected) -> tuple[Edit, ...]:
@@ -204,6 +220,7 @@ def _run(
     numbers.clear()
     watch = _Watch(expected, numbers)
     recorder = watch.recorder
+    held = [(b, b.clone()) for b in bare.buffers()] if world.runner.kind == "real" else []
     try:
         exported = run(bare, traced.inputs, traced.keywords, world=world, recorder=recorder)
     except Exception as error:  # noqa: BLE001  the user's code may raise anything: the reason
@@ -213,6 +230,9 @@ def _run(
             text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         where = stack[-1] if stack else ""
         return Failure(where, text, watch.progress, stack, watch.reached), None
+    finally:
+        for buffer, before in held:  # the next run's code looks at them again
+            buffer.copy_(before)
     return None, exported
 
 

@@ -166,6 +166,13 @@ def resize_traced(
 
 
 def _refusal(model: str, widths: Mapping[str, int], failure: Failure) -> str:
+    if not widths:
+        return (
+            f"{model} takes another way through its code on stand-ins for its weights than it took "
+            f"when it was traced, at the same widths: {failure.path or 'its forward'} fails with "
+            f"{failure.text!r}. What the code does must not hang on earlier calls or chance; "
+            "resize only the parts of the model that always run the same way."
+        )
     some = dict(list(widths.items())[:4])
     return (
         f"{model} does not run with widths {some}{' ...' if len(widths) > 4 else ''}: "

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eslkit
+from eslkit.errors import ResizeError
+from eslkit.graph.trace import trace_fully
+from eslkit.surgery.resize import prepare_resize
 
 
 class TimedBlock(nn.Module):
@@ -55,8 +60,10 @@ def test_a_number_that_has_its_new_value_is_not_changed_again(width: int) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error", eslkit.ResizeWarning)
         big = eslkit.expand(model, example_inputs=example)
+    assert isinstance(big, Timed)
     for old, new in zip(model.blocks, big.blocks, strict=True):
         assert isinstance(old, TimedBlock)
+        assert isinstance(new, TimedBlock)
         assert (new.inputs, new.outputs) == (2 * old.inputs, 2 * old.outputs)
     assert big(*example).shape == (1, 3, 7, 7)
 
@@ -81,5 +88,99 @@ def test_results_are_those_of_the_same_call_where_code_calls_more() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", eslkit.ResizeWarning)
         big = eslkit.expand(model, example_inputs=x)
+    assert isinstance(big, Repeating)
     assert big.more.weight.shape == (24, 16, 3, 3)
     assert big(x).shape == model(x).shape
+
+
+class PaddedConv(nn.Module):
+    """A convolution that pads by numbers it keeps in buffers, as audio codecs do."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, kernel, stride)
+        self.register_buffer("stride", torch.tensor(stride), persistent=False)
+        self.register_buffer("total", torch.tensor(kernel - stride), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = torch.ceil(x.shape[-1] / self.get_buffer("stride")).to(torch.int64)
+        missing = frames * self.get_buffer("stride") - x.shape[-1] + self.get_buffer("total")
+        return self.conv(F.pad(x, (0, int(missing))))
+
+
+class Codec(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            PaddedConv(1, 8, 7, 1),
+            nn.ELU(),
+            PaddedConv(8, 16, 4, 2),
+            nn.ELU(),
+            nn.ConvTranspose1d(16, 8, 4, 2, 1),
+            PaddedConv(8, 1, 7, 1),
+        )
+
+
+class Branching(nn.Module):
+    """Scales what is not black, by a tensor and by a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.more = nn.Conv1d(1, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        self.leave = nn.Conv1d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(x))
+        if x.max() > 1e-6:
+            x = self.more(x / x.max()) * x.shape[1] ** -0.5
+        return self.leave(x / float(x.detach().sum(1).max()))
+
+
+@pytest.mark.parametrize("make", [Codec, Branching])
+def test_code_that_looks_at_values_is_run_on_values(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = make().double(), torch.rand(1, 1, 64, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", eslkit.ResizeWarning)
+        big = eslkit.expand(model, init="first", example_inputs=x)
+        small = eslkit.shrink(model, example_inputs=x)
+        back = eslkit.shrink(big, example_inputs=x)
+        steps = eslkit.schedule(model, depth=0, example_inputs=x).steps
+    assert len(steps) > 1
+    assert count(small) < count(model) < count(big)
+    assert big(x).shape == small(x).shape == model(x).shape
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in back.state_dict().items())
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_numbers_read_off_values_are_not_taken_for_numbers_of_the_width() -> None:
+    torch.manual_seed(0)
+    model, x = Branching().double(), torch.rand(1, 1, 64, dtype=torch.float64)
+    traced = trace_fully(model, example_inputs=x)
+    numbers = prepare_resize(model, traced, {"enter": 12, "more": 12}).numbers
+    assert {note for notes in numbers.groups.values() for note in notes} == {
+        "a number that depends on the width, mul in the model"
+    }
+
+
+class Chancy(nn.Module):
+    """Its code does something else from the second run on."""
+
+    runs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Conv1d(1, 8, 3), nn.Conv1d(8, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).runs += 1
+        x = self.enter(x)
+        return self.leave(x if self.runs == 1 else x[:, :-1])
+
+
+def test_where_the_code_takes_another_way_at_the_same_widths_the_message_says_so() -> None:
+    with pytest.raises(ResizeError, match="takes another way through its code"):
+        eslkit.expand(Chancy(), example_inputs=torch.rand(1, 1, 64))
