@@ -184,3 +184,52 @@ class Chancy(nn.Module):
 def test_where_the_code_takes_another_way_at_the_same_widths_the_message_says_so() -> None:
     with pytest.raises(ResizeError, match="takes another way through its code"):
         eslkit.expand(Chancy(), example_inputs=torch.rand(1, 1, 64))
+
+
+class Styled(nn.Module):
+    """A norm that is given its scale from outside, and keeps how many numbers that takes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.scale: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.scale is not None
+        return F.instance_norm(x) * self.scale[:, :, None, None]
+
+
+class Handing(nn.Module):
+    """Hands slices of one vector to norms by the numbers that they keep, as AdaIN's users do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.more = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.first, self.second = Styled(8), Styled(16)
+        self.style, self.leave = nn.Linear(4, 24), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        scales = self.style(style)
+        for part in (self.first, self.second):
+            part.scale = scales[:, : part.channels]
+            scales = scales[:, part.channels :]
+        x = torch.relu(self.first(self.enter(x)))
+        return self.leave(torch.relu(self.second(self.more(x))))
+
+
+def test_numbers_that_another_module_reads_go_along() -> None:
+    model, example = Handing(), (torch.rand(2, 3, 8, 8), torch.rand(2, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", eslkit.ResizeWarning)
+        big = eslkit.expand(model, example_inputs=example)
+        one = eslkit.resize(model, {"style[0]": 12}, init="first", example_inputs=example)
+        made = eslkit.schedule(model, depth=0, example_inputs=example)
+    for new, widths in ((big, (16, 32)), (one, (12, 16))):
+        assert isinstance(new, Handing)
+        assert (new.first.channels, new.second.channels) == widths
+        assert new.style.out_features == sum(widths)
+        assert new(*example).shape == (2, 3, 8, 8)
+    assert len(made.steps) > 1
+    back = made.run(lambda network, step: {"runs": 1.0}).model
+    assert isinstance(back, Handing)
+    assert (back.first.channels, back.second.channels) == (8, 16)
