@@ -14,6 +14,8 @@ from eslkit.surgery.sizes import Sizes
 
 __all__ = ["Trials", "present"]
 
+_MOST_TOGETHER = 16
+"""How many choices of values for the attributes of one module are tried at once."""
 _MOST_ELSEWHERE = 16
 """How many edits of modules that were not being called are tried where one failed."""
 
@@ -73,12 +75,17 @@ class Trials:
                         yield trial
 
     def far(self, path: str, stack: tuple[str, ...]) -> Iterator[tuple[Edit, ...]]:
-        """What is tried when nothing near has helped: attributes that other modules' code reads.
+        """What is tried when nothing near has helped.
+
+        Several attributes of one module, each with a value of its own; then attributes that other
+        modules' code reads.
 
         Args:
             path: the module that failed.
             stack: the modules that were being called.
         """
+        for outer in self._own(path, stack):
+            yield from itertools.islice(self._together(outer), _MOST_TOGETHER)
         yield from itertools.islice(self._elsewhere(stack), _MOST_ELSEWHERE)
 
     def alike(self, trial: tuple[Edit, ...], edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
@@ -139,6 +146,17 @@ class Trials:
             yield tuple(first.values())
         for edit in found:
             yield (edit,)
+
+    def _together(self, path: str) -> Iterator[tuple[Edit, ...]]:
+        """Edits of several attributes that were the same and need not become the same."""
+        choices: dict[str, list[Edit | None]] = {}
+        for edit in self._candidates(path, self._sizes_in(path)):
+            choices.setdefault(edit.attribute, []).append(edit)
+        if max(map(len, choices.values()), default=0) > 1 < len(choices):
+            for chosen in itertools.product(*([*edits, None] for edits in choices.values())):
+                trial = tuple(edit for edit in chosen if edit is not None)
+                if len(trial) > 1:  # single ones have been tried
+                    yield trial
 
     def _elsewhere(self, stack: tuple[str, ...]) -> Iterator[tuple[Edit, ...]]:
         """Edits of modules that were not being called, all of one class at once.

@@ -233,3 +233,40 @@ def test_numbers_that_another_module_reads_go_along() -> None:
     back = made.run(lambda network, step: {"runs": 1.0}).model
     assert isinstance(back, Handing)
     assert (back.first.channels, back.second.channels) == (8, 16)
+
+
+class Folded(nn.Module):
+    """A convolution that keeps its weight folded, and both its numbers of channels."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.weight = nn.Parameter(torch.rand(outputs, inputs, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.reshape(self.outputs, self.inputs, 3, 3)
+        return F.conv2d(x, weight, padding=1)
+
+
+class Joining(nn.Module):
+    """The second convolution gets the image too: its numbers are equal, and do not stay so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.more, self.leave = Folded(3, 13), Folded(16, 16), Folded(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(torch.relu(self.more(torch.cat([x, self.enter(x)], 1))))
+
+
+def test_equal_numbers_of_one_module_go_apart() -> None:
+    model, x = Joining(), torch.rand(1, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", eslkit.ResizeWarning)
+        big = eslkit.expand(model, init="first", example_inputs=x)
+        back = eslkit.shrink(big, example_inputs=x)
+    assert isinstance(big, Joining)
+    assert (big.more.inputs, big.more.outputs) == (29, 32)
+    assert big(x).shape == model(x).shape
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in back.state_dict().items())
