@@ -270,3 +270,34 @@ def test_equal_numbers_of_one_module_go_apart() -> None:
     assert big(x).shape == model(x).shape
     state = model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in back.state_dict().items())
+
+
+class Normalising(nn.Module):
+    """Asks whether a constant that it makes from Python numbers is zero, as torchvision does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = (
+            torch.as_tensor([value] * 3, dtype=x.dtype, device=x.device) for value in (0.5, 0.2)
+        )
+        std[0] += 0.1
+        if (std == 0).any():
+            raise ValueError("the standard deviation is zero")
+        if torch.equal(std, mean) or std[0].item() < 0.25:
+            return x
+        x = (x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+        return self.leave(torch.relu(self.enter(x)))
+
+
+def test_questions_asked_of_constants_need_no_real_weights() -> None:
+    model, x = Normalising(), torch.rand(1, 3, 8, 8)
+    assert trace_fully(model, example_inputs=x).exported.runner.kind == "fake"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", eslkit.ResizeWarning)
+        big = eslkit.expand(model, init="preserve", example_inputs=x)
+    torch.testing.assert_close(big(x), model(x))
+    assert isinstance(big, Normalising)
+    assert big.enter.out_channels == 16
