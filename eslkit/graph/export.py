@@ -255,7 +255,7 @@ def run(
         leaves[i] = tensor
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     handles = list(recorder.watch(bare))
-    held = [(module, dict(module._buffers)) for module in bare.modules()]  # pyright: ignore[reportPrivateUsage]
+    held = [(module, dict(module._buffers)) for module in nn.Module.modules(bare)]  # pyright: ignore[reportPrivateUsage]
     try:
         with world.context(), ShortSequences(recorder), recorder:
             results = tensor_leaves(bare(*args, **kwargs))

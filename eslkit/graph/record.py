@@ -289,7 +289,7 @@ class Recorder(TorchDispatchMode):
                 self._check_call(call, found)
             self.stack.pop()
 
-        for module in model.modules():
+        for module in nn.Module.modules(model):
             yield module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
             yield module.register_forward_hook(leave)
 

@@ -141,7 +141,7 @@ def _steady(
     if not numbers:
         return numbers
     with torch.no_grad():
-        for tensor in (*bare.parameters(), *bare.buffers()):
+        for tensor in (*nn.Module.parameters(bare), *nn.Module.buffers(bare)):
             if tensor.is_floating_point():
                 tensor.mul_(1.01)
     again: dict[fx.Node, float] = {}
@@ -179,7 +179,7 @@ def _run(
     numbers.clear()
     watch = _Watch(expected, numbers)
     recorder = watch.recorder
-    held = [(b, b.clone()) for b in bare.buffers()] if world.runner.kind == "real" else []
+    held = [(b, b.clone()) for b in nn.Module.buffers(bare)] if world.runner.kind == "real" else []
     try:
         exported = run(bare, traced.inputs, traced.keywords, world=world, recorder=recorder)
     except Exception as error:  # noqa: BLE001  the user's code may raise anything: the reason

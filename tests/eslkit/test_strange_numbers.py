@@ -301,3 +301,31 @@ def test_questions_asked_of_constants_need_no_real_weights() -> None:
     torch.testing.assert_close(big(x), model(x))
     assert isinstance(big, Normalising)
     assert big.enter.out_channels == 16
+
+
+class Shadowing(nn.Module):
+    """Lists of its own under the names of methods, as ESPNet's `modules`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.more = nn.Conv2d(3, 8, 2, stride=2), nn.Conv2d(8, 8, 3, padding=1)
+        self.leave = nn.ConvTranspose2d(8, 3, 2, stride=2)
+        vars(self).update(modules=[self.enter, self.more], buffers=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in vars(self)["modules"]:
+            x = torch.relu(layer(x))
+        return self.leave(x)
+
+
+def test_attributes_may_have_the_names_of_methods() -> None:
+    model, x = Shadowing(), torch.rand(1, 3, 8, 8)
+    big = eslkit.expand(model, depth=1, example_inputs=x)
+    assert isinstance(big, Shadowing)
+    assert big.more.weight.shape == (16, 16, 3, 3)
+    made = eslkit.schedule(model, example_inputs=x)
+    back = made.run(lambda network, step: {"size": float(network(x).numel())}).model
+    assert {k: v.shape for k, v in back.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
+    assert eslkit.cost(model, example_inputs=x).parameters == 8 * 13 + 8 * 73 + 99
