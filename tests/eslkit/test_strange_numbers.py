@@ -329,3 +329,35 @@ def test_attributes_may_have_the_names_of_methods() -> None:
         k: v.shape for k, v in model.state_dict().items()
     }
     assert eslkit.cost(model, example_inputs=x).parameters == 8 * 13 + 8 * 73 + 99
+
+
+class Residual(nn.Module):
+    """All its channels are the input's, by sums with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + F.interpolate(torch.relu(self.first(F.avg_pool2d(x, 2))), scale_factor=2.0)
+        return x + torch.relu(self.second(x))
+
+
+@pytest.mark.parametrize("at", [None, "first"])
+def test_where_nothing_gets_wider_a_warning_says_why(at: str | None) -> None:
+    """Also where a level is inserted, whose own channels get wider."""
+    model, x = Residual(), torch.rand(1, 8, 8, 8)
+    with pytest.warns(eslkit.ResizeWarning, match=r"wider by width=2: .* \(the model's"):
+        big = eslkit.expand(model, depth=0 if at is None else 1, at=at, example_inputs=x)
+    assert big(x).shape == x.shape
+
+
+def test_a_plan_does_not_claim_a_width_that_only_its_level_has() -> None:
+    model, x = Residual(), torch.rand(1, 8, 8, 8)
+    with pytest.warns(eslkit.ResizeWarning, match="no channel group of Residual gets wider"):
+        made = eslkit.schedule(model, depth=1, at="first", example_inputs=x)
+    assert made.steps[0].width == 1
+    assert "as wide" not in str(made)
+    assert "1 level deeper" in str(made)
+    back = made.run(lambda network, step: {"size": float(network(x).numel())}).model
+    assert back.state_dict().keys() == model.state_dict().keys()
