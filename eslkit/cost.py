@@ -51,7 +51,7 @@ def cost(model: nn.Module, *, example_inputs: Any) -> Cost:
     inputs, keywords = example_arguments(example_inputs)
     exported = export(model, inputs, keywords, train=False)
     return Cost(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(parameter.numel() for parameter in nn.Module.parameters(model)),
         macs=round(sum(_macs(exported, n) * n.meta.get("times", 1) for n in exported.graph.nodes)),
         peak_activation_bytes=_peak(exported),
     )

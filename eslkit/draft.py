@@ -40,6 +40,8 @@ from eslkit.surgery.resize import (
     prepare_possible,
     prepare_resize,
     warn_kept,
+    warn_not_wider,
+    widens_own,
 )
 from eslkit.surgery.widths import scaled_widths, widths_towards
 
@@ -168,7 +170,7 @@ class Draft:
             prepared,
             seed=seed,
             init=policy_name(self._expand_init),
-            width=None if isinstance(width, Mapping) else width,
+            width=self._told(deeper, prepared, width),
             depth=depth,
             layers=count_layers(self.graph.resizable),
         )
@@ -200,8 +202,21 @@ class Draft:
             return prepare_resize(deeper, before, table_widths(before.graph, multipliers))
         wanted, fixed = without_fixed(deeper, before.graph, scaled_widths(before.graph, width))
         prepared, kept = prepare_possible(deeper, before, wanted)
-        warn_kept({**fixed, **kept}, len(before.graph.resizable), stacklevel=6)
+        kept = {**fixed, **kept}
+        warn_kept(kept, len(before.graph.resizable), stacklevel=6)
+        deepened = before is not self._traced  # else nothing is left to plan, which is an error
+        if deepened and width > 1 and not kept and not widens_own(deeper, prepared):
+            warn_not_wider(deeper, before.graph, width, stacklevel=6)
         return prepared
+
+    @staticmethod
+    def _told(
+        deeper: nn.Module, prepared: Prepared, width: float | Mapping[str, float]
+    ) -> float | None:
+        """The multiplier that the plan tells: none where only a level has been inserted."""
+        if isinstance(width, Mapping):
+            return None
+        return width if width <= 1 or widens_own(deeper, prepared) else 1.0
 
     def _build(self, network: nn.Module, prepared: Prepared, init: str | Policy, seed: int) -> None:
         """Go on with the resized network; only its form counts, so it has no memory if it can."""

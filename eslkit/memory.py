@@ -39,8 +39,8 @@ def training_bytes(model: nn.Module, *, example_inputs: Any) -> int | None:
     kept = saved_bytes(model, example_inputs=example_inputs)
     if kept is None:
         return None
-    parameters = sum(parameter.nbytes for parameter in model.parameters())
-    return _COPIES * parameters + sum(buffer.nbytes for buffer in model.buffers()) + kept
+    parameters = sum(parameter.nbytes for parameter in nn.Module.parameters(model))
+    return _COPIES * parameters + sum(buffer.nbytes for buffer in nn.Module.buffers(model)) + kept
 
 
 def saved_bytes(model: nn.Module, *, example_inputs: Any) -> int | None:
@@ -74,7 +74,7 @@ def _saved_bytes(
 ) -> int:
     """On tensors without memory, or on fake ones for code that minds the device."""
     mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
-    own = next((p.device for p in model.parameters()), torch.device("cpu"))
+    own = next((p.device for p in nn.Module.parameters(model)), torch.device("cpu"))
     device = own if fake else torch.device("meta")
 
     def stand_in(leaf: Any) -> Any:
@@ -85,7 +85,7 @@ def _saved_bytes(
 
     bare = skeleton(model, stand_in).train(train)
     args, kwargs = pytree.tree_map(stand_in, (inputs, keywords))
-    given = [*bare.parameters(), *bare.buffers(), *tensor_leaves((args, kwargs))]
+    given = [*nn.Module.parameters(bare), *nn.Module.buffers(bare), *tensor_leaves((args, kwargs))]
     known = {_storage(tensor) for tensor in given}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 

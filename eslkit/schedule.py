@@ -211,7 +211,7 @@ class Schedule:
                 deepened=self.deepened,
                 goal=self.model,
             )
-            count = sum(parameter.numel() for parameter in made.parameters())
+            count = sum(parameter.numel() for parameter in nn.Module.parameters(made))
             if count != step.parameters:
                 raise PlanError(
                     f"The network of step {step.name} has {count:,} parameters, its plan says "

@@ -172,27 +172,31 @@ class World:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
 
     def stand_in(self, tensor: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """What stands for `tensor`, at another shape if one is given."""
+        """What stands for `tensor`, at another shape if one is given; a real one keeps its own."""
         data = tensor.detach()
         if self.runner.kind == "meta":
             if shape is None:
                 return torch.empty_like(data, device="meta")
             return torch.empty(shape, dtype=data.dtype, device="meta")
         if self._mode is None:
-            return data.clone() if shape is None else data.new_zeros(shape)
+            return data.clone()
         if shape is None and not isinstance(data, FakeTensor):
             return self._mode.from_tensor(data)
         with self._mode:  # a fake tensor of another mode: only its form counts
             return torch.empty(shape or data.shape, dtype=data.dtype, device=data.device)
 
     def copy(
-        self, model: nn.Module, shape: Callable[[str, Tensor], Sequence[int] | None] | None = None
+        self,
+        model: nn.Module,
+        shape: Callable[[str, Tensor], Sequence[int] | None] | None = None,
+        values: Callable[[str, Tensor], Tensor] | None = None,
     ) -> nn.Module:
         """A copy of `model` with stand-ins, ready to be run.
 
         Args:
             model: it is not touched.
             shape: name and tensor of a parameter or buffer -> its shape in the copy.
+            values: the same -> the tensor in the copy, where code looks at values.
         """
         names = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
 
@@ -200,6 +204,8 @@ class World:
             name = names.get(id(tensor))
             if name is None:  # a plain attribute: a constant, whose values may be needed
                 return self.stand_in(tensor) if self.runner.kind == "meta" else tensor.detach()
+            if self.runner.kind == "real" and values is not None:
+                return self.stand_in(values(name, tensor.detach()))
             return self.stand_in(tensor, shape(name, tensor) if shape else None)
 
         made = skeleton(model, make)
@@ -249,7 +255,7 @@ def run(
         leaves[i] = tensor
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     handles = list(recorder.watch(bare))
-    held = [(module, dict(module._buffers)) for module in bare.modules()]  # pyright: ignore[reportPrivateUsage]
+    held = [(module, dict(module._buffers)) for module in nn.Module.modules(bare)]  # pyright: ignore[reportPrivateUsage]
     try:
         with world.context(), ShortSequences(recorder), recorder:
             results = tensor_leaves(bare(*args, **kwargs))

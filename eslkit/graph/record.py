@@ -19,14 +19,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eslkit.graph.constants import constant_values
 from eslkit.graph.forms import call
 
 __all__ = ["Mark", "Recorder", "UnfollowedViewError", "source_line", "tensor_leaves"]
 
 aten = torch.ops.aten
+
+_QUESTIONS = frozenset({aten._local_scalar_dense.default, aten.equal.default})
+"""Operations whose result is a number or a truth value, with which the code goes on."""
 
 
 class UnfollowedViewError(Exception):
@@ -203,6 +209,10 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.inplace_view in func.tags:
             self._keep_form(args[0])
+        if func in _QUESTIONS:
+            answer = self._answer(func, args)
+            if answer is not None:
+                return answer
         result = call(func, args, kwargs)
         results = result if isinstance(result, (list, tuple)) else (result,)
         if not any(isinstance(item, Tensor) for item in results):
@@ -227,6 +237,17 @@ class Recorder(TorchDispatchMode):
             else:
                 self._hold(item, node, number)
         return result
+
+    def _answer(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """What a question asked of constants gives; None where not all are, or it needs no help."""
+        if not all(isinstance(arg, FakeTensor) for arg in args):
+            return None
+        nodes = [self.node_of(arg) for arg in args]
+        values = constant_values(nodes)
+        if values is None:
+            return None
+        with no_dispatch():
+            return func(*(values[node] for node in nodes))
 
     def _keep_form(self, tensor: Tensor) -> None:
         """Nodes that `tensor` stood for keep its form, which is about to change (`transpose_`)."""
@@ -268,7 +289,7 @@ class Recorder(TorchDispatchMode):
                 self._check_call(call, found)
             self.stack.pop()
 
-        for module in model.modules():
+        for module in nn.Module.modules(model):
             yield module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
             yield module.register_forward_hook(leave)
 
@@ -309,7 +330,7 @@ def _put_back(view: _View, below: fx.Node, node: fx.Node, base: Tensor) -> tuple
     if name == "permute":
         order = [axis % len(args[0]) for axis in args[0]]
         return aten.permute.default, [node, [order.index(axis) for axis in range(len(order))]]
-    if name in ("view", "squeeze", "unsqueeze", "detach", "alias", "_reshape_alias"):
+    if name in ("view", "squeeze", "unsqueeze", "detach", "alias", "lift_fresh", "_reshape_alias"):
         return aten.view.default, [node, list(base.shape)]
     raise UnfollowedViewError(f"memory is written through {name}, which cannot be followed")
 

@@ -28,7 +28,7 @@ def skeleton(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
         InputError: the model holds something that cannot be copied.
     """
     memo: dict[int, Any] = {}
-    modules = list(model.modules())
+    modules = list(nn.Module.modules(model))
     held = _held(modules)
     for tensor in (item for item in held if isinstance(item, Tensor)):
         made = make(tensor)
@@ -133,7 +133,7 @@ def prepare(model: nn.Module, *, train: bool) -> None:
     model.train(train)
     if not train:
         return
-    for module in model.modules():
+    for module in nn.Module.modules(model):
         if type(module).__module__.startswith("torch.nn."):
             module.training = False
 

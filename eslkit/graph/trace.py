@@ -132,8 +132,8 @@ def _export_with(
 
 def _guesses(model: nn.Module) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        parameter = next(module.parameters(recurse=False), None)
+    for module in nn.Module.modules(model):
+        parameter = next(nn.Module.parameters(module, recurse=False), None)
         device = parameter.device if parameter is not None else None
         dtype = parameter.dtype if parameter is not None else None
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

@@ -204,7 +204,12 @@ def _insert(
     body = model.get_submodule(place.path)
     level = _build(style, place, init, builder)
     like = next(
-        (p for p in (*body.parameters(), *model.parameters()) if p.is_floating_point()), None
+        (
+            p
+            for p in (*nn.Module.parameters(body), *nn.Module.parameters(model))
+            if p.is_floating_point()
+        ),
+        None,
     )
     if like is not None:
         level.to(device=like.device, dtype=like.dtype)
@@ -263,7 +268,7 @@ def _prove(model: nn.Module, traced: Traced, place: Place) -> None:
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put a module in the place of another, under all names that it has; the order is kept."""
-    for parent in list(model.modules()):
+    for parent in list(nn.Module.modules(model)):
         if parent is new:
             continue
         children = parent._modules  # pyright: ignore[reportPrivateUsage]

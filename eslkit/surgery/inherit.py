@@ -234,7 +234,7 @@ def refresh(model: nn.Module, before: Mapping[str, Tensor]) -> None:
                 parameter.copy_(_repeated(old, tuple(parameter.shape)))
         for name, buffer in model.named_buffers():
             buffer.copy_(_repeated(before[name].detach(), tuple(buffer.shape)))
-    for module in model.modules():
+    for module in nn.Module.modules(model):
         for reset in _resets(module):
             reset()
     with torch.no_grad():
@@ -258,7 +258,7 @@ def _resets(module: nn.Module) -> Iterator[Any]:
         return
     for name in ("reset_parameters", "_reset_parameters"):
         reset = getattr(module, name, None)
-        if callable(reset) and next(module.parameters(recurse=False), None) is not None:
+        if callable(reset) and next(nn.Module.parameters(module, recurse=False), None) is not None:
             yield reset
             return
 

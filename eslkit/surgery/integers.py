@@ -162,7 +162,7 @@ def candidates(module: nn.Module, path: str, sizes: Mapping[int, set[int]]) -> l
     """Attributes whose value is a size that changes, with what they could become.
 
     Args:
-        module: the module whose code failed, or one that contains it.
+        module: the module whose code failed, or one that contains it, as it was.
         path: its qualified name.
         sizes: old size -> new sizes seen in the tensors of the module.
     """

@@ -113,7 +113,9 @@ class _Search:
             modules=modules,
             level=self.traced.resolution.level(self.first[path]),
             coupled=coupled,
-            parameters=sum(p.numel() for name in modules for p in self.modules[name].parameters()),
+            parameters=sum(
+                p.numel() for name in modules for p in nn.Module.parameters(self.modules[name])
+            ),
             element=element,
         )
 
@@ -281,9 +283,9 @@ def layers_towards(
         DepthError: no choice of layers leads to the target's keys; the first difference is named.
     """
     keys = list(target.state_dict())
-    sizes = {name: len(list(m.children())) for name, m in target.named_modules()}
+    sizes = {name: len(list(nn.Module.children(m))) for name, m in target.named_modules()}
     surplus = {
-        name: len(list(module.children())) - sizes.get(name, 0)
+        name: len(list(nn.Module.children(module))) - sizes.get(name, 0)
         for name, module in model.named_modules()
     }
     wanted = {name for name, _ in target.named_modules()}

@@ -8,10 +8,11 @@ values; what then still fails is reported with the module and the text of the fa
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.instancenorm import (
     _InstanceNorm,  # pyright: ignore[reportPrivateUsage]
@@ -19,16 +20,17 @@ from torch.nn.modules.instancenorm import (
 
 from eslkit.graph.export import Exported, World, run, source_line
 from eslkit.graph.record import Recorder
-from eslkit.graph.trace import Traced, nodes_of
+from eslkit.graph.trace import Traced
 from eslkit.graph.values import Value
-from eslkit.surgery.integers import Aims, Edit, apply_edits, candidates, known_edits
+from eslkit.surgery.integers import Aims, Edit, apply_edits, known_edits
 from eslkit.surgery.numbers import factor_in
 from eslkit.surgery.sizes import Sizes
+from eslkit.surgery.trials import Trials, present
 
 __all__ = ["Failure", "Proof", "prove"]
 
 _MOST_IDLE = 48
-"""Runs without any progress after which no further attribute is tried."""
+"""Runs without any progress after which no further attribute is tried, near and far each."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Proof:
 
 
 def prove(model: nn.Module, sizes: Sizes, aims: Aims | None = None) -> Proof:
-    """Run the model at its new sizes, on stand-ins; its weights do not count.
+    """Run the model at its new sizes, on stand-ins; its weights count only if its code looks.
 
     Args:
         model: the model.
@@ -71,47 +73,80 @@ def prove(model: nn.Module, sizes: Sizes, aims: Aims | None = None) -> Proof:
     """
     aims = aims or Aims()
     world = World(sizes.traced.exported.runner)
-    bare = world.copy(model, lambda name, tensor: sizes.parameter(name, tuple(tensor.shape)))
+    bare = world.copy(model, lambda n, t: sizes.parameter(n, tuple(t.shape)), sizes.values)
     expected = _Expected(sizes)
     given = (*known_edits(model, bare), *_bare_norms(model, expected))
     apply_edits(bare, given)
     numbers: dict[fx.Node, float] = {}
     edits, failure, exported = given, None, None
     for due in (aims.edits, ()) if aims.reached and aims.edits else ((),):
-        kept = _present(bare, due)
+        kept = present(bare, due)
         apply_edits(bare, due)
         failure, exported = _run(bare, expected, world, numbers)
         if failure is None:
             edits = (*given, *due)
             break
         apply_edits(bare, kept)
-    known: dict[str, dict[int, set[int]]] = {}
+    trials = Trials(model, bare, sizes, aims)
+
+    def tried(proposal: tuple[Edit, ...]) -> Failure | None:
+        kept = present(bare, proposal)
+        apply_edits(bare, proposal)
+        after, _ = _run(bare, expected, world, numbers)
+        apply_edits(bare, kept)
+        return after
+
     while failure is not None:
-        better: tuple[tuple[Edit, ...], Failure | None] | None = None
-        runs = 0
-        undone = _undone(model, bare, edits[len(given) :], failure)
-        for trial in chain(undone, _trials(bare, sizes, failure, known, aims)):
-            alike = _spread(bare, trial, model, edits, aims)
-            for proposal in (trial + alike, trial) if alike else (trial,):
-                kept = _present(bare, proposal)
-                apply_edits(bare, proposal)
-                after, _ = _run(bare, expected, world, numbers)
-                runs += 1
-                apply_edits(bare, kept)
-                best = failure if better is None else better[1]
-                if after is None or (best is not None and after.progress > best.progress):
-                    better = (proposal, after)
-                if better is not None and not _due_to(better[1], alike):
-                    break
-            if better is not None or runs >= _MOST_IDLE:
-                break
+        made, (path, stack) = edits[len(given) :], (failure.path, failure.stack)
+        better = _better(failure, trials.near(path, stack, made), edits, trials, tried)
+        better = better or _better(failure, trials.far(path, stack), edits, trials, tried)
         if better is None:
             break
         apply_edits(bare, better[0])
         edits, failure = (*edits, *better[0]), better[1]
     if world.runner.kind == "real":  # what it does may hang on the weights
-        exported = None
+        return Proof(edits, failure, _steady(bare, expected, world, numbers), None)
     return Proof(edits, failure, numbers, exported)
+
+
+def _better(
+    failure: Failure,
+    proposals: Iterator[tuple[Edit, ...]],
+    edits: tuple[Edit, ...],
+    trials: Trials,
+    tried: Callable[[tuple[Edit, ...]], Failure | None],
+) -> tuple[tuple[Edit, ...], Failure | None] | None:
+    """The first edits with which more goes well, and what fails then; None if there are none."""
+    better: tuple[tuple[Edit, ...], Failure | None] | None = None
+    runs = 0
+    for trial in proposals:
+        alike = trials.alike(trial, edits)
+        for proposal in (trial + alike, trial) if alike else (trial,):
+            after = tried(proposal)
+            runs += 1
+            best = failure if better is None else better[1]
+            if after is None or (best is not None and after.progress > best.progress):
+                better = (proposal, after)
+            if better is not None and not _due_to(better[1], alike):
+                break
+        if better is not None or runs >= _MOST_IDLE:
+            break
+    return better
+
+
+def _steady(
+    bare: nn.Module, expected: _Expected, world: World, numbers: dict[fx.Node, float]
+) -> dict[fx.Node, float]:
+    """Those of the changed numbers that hang on the widths alone, not on the weights."""
+    if not numbers:
+        return numbers
+    with torch.no_grad():
+        for tensor in (*nn.Module.parameters(bare), *nn.Module.buffers(bare)):
+            if tensor.is_floating_point():
+                tensor.mul_(1.01)
+    again: dict[fx.Node, float] = {}
+    _run(bare, expected, world, again)
+    return {node: ratio for node, ratio in numbers.items() if again.get(node) == ratio}
 
 
 def _bare_norms(model: nn.Module, expected: _Expected) -> tuple[Edit, ...]:
@@ -131,65 +166,6 @@ def _bare_norms(model: nn.Module, expected: _Expected) -> tuple[Edit, ...]:
     return tuple(found.values())
 
 
-def _present(bare: nn.Module, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-    """The attributes as they are."""
-    return tuple(
-        Edit(e.path, e.attribute, getattr(bare.get_submodule(e.path), e.attribute)) for e in edits
-    )
-
-
-def _spread(
-    bare: nn.Module,
-    trial: tuple[Edit, ...],
-    model: nn.Module,
-    edits: tuple[Edit, ...],
-    aims: Aims,
-) -> tuple[Edit, ...]:
-    """The same edits on other modules of the same class that kept the same values in the model.
-
-    What stands twelve times in a network need not be found twelve times. What has been edited
-    already stays: it may have got the value that another one is to lose. Where it is known what a
-    value is in the end, only modules that end with the same one are alike.
-    """
-    done = {(edit.path, edit.attribute) for edit in (*edits, *trial)}
-    ends = {(edit.path, edit.attribute): edit.value for edit in aims.edits}
-    found: list[Edit] = []
-    for edit, before in zip(trial, _present(model, trial), strict=True):
-        kind = type(bare.get_submodule(edit.path))
-        final = ends.get((edit.path, edit.attribute)) == edit.value
-        found += [
-            Edit(path, edit.attribute, edit.value)
-            for path, module in bare.named_modules()
-            if type(module) is kind
-            and (path, edit.attribute) not in done
-            and vars(module).get(edit.attribute) == before.value
-            and not (final and ends.get((path, edit.attribute)) != edit.value)
-        ]
-    return tuple(found)
-
-
-def _undone(
-    model: nn.Module, bare: nn.Module, edits: tuple[Edit, ...], failure: Failure
-) -> Iterator[tuple[Edit, ...]]:
-    """Attributes of the modules around a failure as they were, those of modules alike with them.
-
-    Several numbers of one module that were the same and changed at once need not all have changed.
-    """
-    made = {(edit.path, edit.attribute): edit for edit in edits}
-    for path in reversed(failure.stack):
-        kind = type(bare.get_submodule(path))
-        for edit in (edit for edit in made.values() if edit.path == path):
-            alike = tuple(
-                other
-                for other in made.values()
-                if (other.attribute, other.value) == (edit.attribute, edit.value)
-                and type(bare.get_submodule(other.path)) is kind
-            )
-            yield _present(model, (edit,))
-            if len(alike) > 1:
-                yield _present(model, alike)
-
-
 def _due_to(failure: Failure | None, edits: tuple[Edit, ...]) -> bool:
     """Whether it then failed in a module that was changed because another one needed it."""
     return failure is not None and bool({edit.path for edit in edits} & set(failure.stack))
@@ -203,6 +179,7 @@ def _run(
     numbers.clear()
     watch = _Watch(expected, numbers)
     recorder = watch.recorder
+    held = [(b, b.clone()) for b in nn.Module.buffers(bare)] if world.runner.kind == "real" else []
     try:
         exported = run(bare, traced.inputs, traced.keywords, world=world, recorder=recorder)
     except Exception as error:  # noqa: BLE001  the user's code may raise anything: the reason
@@ -212,6 +189,9 @@ def _run(
             text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         where = stack[-1] if stack else ""
         return Failure(where, text, watch.progress, stack, watch.reached), None
+    finally:
+        for buffer, before in held:  # the next run's code looks at them again
+            buffer.copy_(before)
     return None, exported
 
 
@@ -237,8 +217,12 @@ class _Expected:
             if _is_operation(node)
         ]
         self.calls = {
-            call.number: [shapes.get(node) for node in call.outputs] for call in exported.calls
+            call.number: (call.path, [shapes.get(node) for node in call.outputs])
+            for call in exported.calls
         }
+        times = Counter(call.path for call in exported.calls)
+        self.single = {path: n for n, (path, _) in self.calls.items() if times[path] == 1}
+        """Modules that are called once -> the number of the call."""
         self.inputs = {
             call.number: shapes.get(call.inputs[0]) if call.inputs else None
             for call in exported.calls
@@ -260,7 +244,8 @@ class _Watch:
 
     Code that runs at another width may still do something else there: cut the channels into heads
     of another size, say. So operations are compared one by one as long as they are the same; when
-    the code takes another way, on purpose, the results of its modules still count.
+    the code takes another way, on purpose, the results of its modules still count: once it calls
+    one more, or one fewer, those of the modules that are called once.
     """
 
     def __init__(self, expected: _Expected, numbers: dict[fx.Node, float]) -> None:
@@ -270,6 +255,9 @@ class _Watch:
         self._expected = expected
         self._numbers = numbers
         self._same = True
+        self._alike = 0
+        """How many calls were of the expected modules, from the first on."""
+        self._called: set[str] = set()
         self._number = 0
         self._differs = 0
 
@@ -299,10 +287,23 @@ class _Watch:
             self._numbers[old] = after / before
 
     def _call(self, number: int, results: list[Tensor]) -> None:
-        for tensor, want in zip(results, self._expected.calls.get(number, ()), strict=False):
-            path = self.recorder.marks[number].path
+        path = self.recorder.marks[number].path
+        for tensor, want in zip(results, self._foretold(number, path), strict=False):
             self._compare(tuple(tensor.shape), want, path or "the model")
+        self._called.add(path)
         self.progress += 1
+
+    def _foretold(self, number: int, path: str) -> Sequence[Shape | None]:
+        """The shapes of a call's results: of the same call, not of one that has its number."""
+        marks, calls = self.recorder.marks, self._expected.calls
+        while self._alike < len(marks):
+            if calls.get(self._alike, (marks[self._alike].path,))[0] != marks[self._alike].path:
+                break
+            self._alike += 1
+        known = number if number < self._alike else self._expected.single.get(path, -1)
+        if number >= self._alike and path in self._called:
+            return ()
+        return calls[known][1] if known in calls else ()
 
     def _compare(self, shape: tuple[int, ...], want: Shape | None, where: str) -> None:
         if want is not None and (
@@ -311,71 +312,3 @@ class _Watch:
         ):
             self._differs = 1
             raise _OtherSizeError(f"{where} gives a tensor of shape {shape}, not {want}")
-
-
-def _trials(
-    bare: nn.Module,
-    sizes: Sizes,
-    failure: Failure,
-    known: dict[str, dict[int, set[int]]],
-    aims: Aims,
-) -> Iterator[tuple[Edit, ...]]:
-    """Edits worth trying, nearest module first: all of a module at once, then one by one.
-
-    What is known of the end comes first; sizes of the module's tensors come before the widths of
-    groups, which no tensor may show.
-    """
-    for path in reversed(failure.stack):
-        due = tuple(e for e in aims.of(path) if _present(bare, (e,))[0].value != e.value)
-        if len(due) > 1:
-            yield due
-        yield from ((edit,) for edit in due)
-    widths: dict[int, set[int]] = {}
-    for change in sizes.changes:
-        widths.setdefault(change.group.width, set()).add(change.new)
-    tried: set[str] = set()
-    for of_groups in (False, True):
-        for path in reversed(failure.stack):
-            module = bare.get_submodule(path)
-            if type(module).__module__.startswith("torch.nn.modules") and path != failure.path:
-                continue
-            if path not in known:
-                known[path] = _sizes_in(sizes, path)
-            for trial in _of_module(module, path, widths if of_groups else known[path]):
-                if repr(trial) not in tried:
-                    tried.add(repr(trial))
-                    yield trial
-
-
-def _of_module(
-    module: nn.Module, path: str, sizes: Mapping[int, set[int]]
-) -> Iterator[tuple[Edit, ...]]:
-    found = candidates(module, path, sizes)
-    first: dict[str, Edit] = {}
-    for edit in found:
-        first.setdefault(edit.attribute, edit)
-    if len(first) > 1:
-        yield tuple(first.values())
-    for edit in found:
-        yield (edit,)
-
-
-def _sizes_in(sizes: Sizes, path: str) -> dict[int, set[int]]:
-    """Old size -> new sizes, over the tensors that a module's operations make and read."""
-    traced = sizes.traced
-    seen: dict[int, set[int]] = {}
-
-    def note(old: tuple[int, ...], new: tuple[int | None, ...]) -> None:
-        for before, after in zip(old, new, strict=True):
-            if after is not None and after != before:
-                seen.setdefault(before, set()).add(after)
-
-    for node in nodes_of(traced, path):
-        value = traced.labels.values.get(node)
-        if isinstance(value, Value):
-            note(value.shape, sizes.tensor(value))
-        for source in node.all_input_nodes:
-            value = traced.labels.values.get(source)
-            if isinstance(value, Value):
-                note(value.shape, sizes.tensor(value))
-    return seen

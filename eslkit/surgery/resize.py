@@ -28,6 +28,7 @@ from eslkit.surgery.inherit import (
     refined,
     refresh,
 )
+from eslkit.surgery.inserted import own_names
 from eslkit.surgery.integers import Edit, apply_edits
 from eslkit.surgery.numbers import Numbers, numbers_of
 from eslkit.surgery.policies import Policy, policy_of, preserve, split
@@ -48,6 +49,8 @@ __all__ = [
     "resize_traced",
     "scale",
     "warn_kept",
+    "warn_not_wider",
+    "widens_own",
 ]
 
 _ROUNDS = 12
@@ -167,6 +170,13 @@ def resize_traced(
 
 
 def _refusal(model: str, widths: Mapping[str, int], failure: Failure) -> str:
+    if not widths:
+        return (
+            f"{model} takes another way through its code on stand-ins for its weights than it took "
+            f"when it was traced, at the same widths: {failure.path or 'its forward'} fails with "
+            f"{failure.text!r}. What the code does must not hang on earlier calls or chance; "
+            "resize only the parts of the model that always run the same way."
+        )
     some = dict(list(widths.items())[:4])
     return (
         f"{model} does not run with widths {some}{' ...' if len(widths) > 4 else ''}: "
@@ -191,7 +201,10 @@ def scale(
         model, traced.graph, scaled_widths(traced.graph, factor, divisor=divisor)
     )
     prepared, kept = prepare_possible(model, traced, widths)
-    warn_kept({**fixed, **kept}, len(traced.graph.resizable), stacklevel=4)
+    kept = {**fixed, **kept}
+    warn_kept(kept, len(traced.graph.resizable), stacklevel=4)
+    if factor > 1 and not kept and not widens_own(model, prepared):
+        warn_not_wider(model, traced.graph, factor, stacklevel=4)
     return build_resized(model, prepared, init=policy)
 
 
@@ -204,6 +217,36 @@ def warn_kept(kept: Mapping[str, str], total: int, *, stacklevel: int) -> None:
             ResizeWarning,
             stacklevel=stacklevel,
         )
+
+
+def widens_own(model: nn.Module, prepared: Prepared) -> bool:
+    """Whether a resize widens any group of the user's own, not only those of inserted levels."""
+    own = own_names(model).keys()
+    return any(
+        change.new > change.group.width and own & set(change.group.producers)
+        for change in prepared.sizes.changes
+    )
+
+
+def warn_not_wider(
+    model: nn.Module, graph: ChannelGraph, factor: float, *, stacklevel: int
+) -> None:
+    """Say that no group of the user's own gets wider, and what most of them are fixed by."""
+    own = own_names(model)
+    fixed: dict[str, list[str]] = {}
+    for group in graph.groups:
+        if group.protected is not None and own.keys() & set(group.producers):
+            fixed.setdefault(group.protected, []).append(group.name)
+    most = sorted(fixed.items(), key=lambda item: -len(item[1]))[:3]
+    reasons = "; ".join(
+        f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''} ({why})" for why, names in most
+    )
+    warnings.warn(
+        f"no channel group of {type(model).__name__} gets wider by width={factor:g}: "
+        f"{reasons or 'the widths that can be are no nearer to it than those it has'}",
+        ResizeWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def _drop_impossible(graph: ChannelGraph, widths: dict[str, int], kept: dict[str, str]) -> None:

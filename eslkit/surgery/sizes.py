@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from eslkit.graph.atoms import IntArray
@@ -65,6 +66,31 @@ class Sizes:
             for span, change in self.spans.get((name, axis), ()):
                 sizes[axis] += (change.new - change.group.width) * span.inner
         return tuple(sizes)
+
+    def values(self, name: str, tensor: Tensor) -> Tensor:
+        """A parameter or buffer at its new shape, for code that looks at values.
+
+        Channels are repeated, or some left out, and divided where they are summed: numbers that
+        the code reads stay as they are, as near as can be.
+        """
+        for axis in range(tensor.dim()):
+            spans = self.spans.get((name, axis), ())
+            pieces: list[Tensor] = []
+            position = 0
+            for span, change in spans:
+                pieces.append(tensor.narrow(axis, position, span.start - position))
+                old, position = change.group.width, span.start + change.group.width * span.inner
+                own = tensor.narrow(axis, span.start, position - span.start)
+                index = torch.arange(change.new, device=tensor.device) * old // change.new
+                own = own.unflatten(axis, (old, span.inner)).index_select(axis, index)
+                summed = span.role == "consumer" or span.divided
+                if summed and (tensor.is_floating_point() or tensor.is_complex()):
+                    own = own * (old / change.new)
+                pieces.append(own.flatten(axis, axis + 1))
+            if spans:
+                pieces.append(tensor.narrow(axis, position, tensor.shape[axis] - position))
+                tensor = torch.cat(pieces, axis)
+        return tensor
 
     def tensor(self, value: Value) -> tuple[int | None, ...]:
         """New shape of a tensor of the forward pass; None for an axis that cannot be told."""

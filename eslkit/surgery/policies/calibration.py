@@ -179,7 +179,7 @@ def weights_in_order(model: nn.Module, batch: Any) -> dict[str, int]:
 
 def _run(model: nn.Module, batch: Any, see: Callable[[Use], None]) -> None:
     inputs, keywords = example_arguments(batch)
-    like = next(model.parameters(), torch.zeros(()))
+    like = next(nn.Module.parameters(model), torch.zeros(()))
 
     def move(leaf: Any) -> Any:
         return leaf.to(like.device) if isinstance(leaf, Tensor) else leaf
