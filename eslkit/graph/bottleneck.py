@@ -12,6 +12,7 @@ the entries on which alone most of the layers depend.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -112,13 +113,14 @@ class _Finder:
                 places[number].append(place)
         for region, good in zip(regions, places, strict=True):
             good = good or self._partly(region)
+            usual = self._usual_width(region, good)
             yield Bottleneck(
                 nodes=tuple(sorted(region.nodes, key=self.order.__getitem__)),
                 entries=tuple(sorted(region.entries & region.nodes, key=self.order.__getitem__)),
                 exits=tuple(sorted(region.exits, key=self.order.__getitem__)),
                 raised=tuple(sorted(region.raised, key=self.order.__getitem__)),
                 positions=region.scale,
-                places=tuple(sorted(good, key=self._preference)),
+                places=tuple(sorted(good, key=lambda place: self._preference(place, usual))),
             )
 
     def _at_all_calls(self) -> Iterator[list[_Edge]]:
@@ -271,12 +273,39 @@ class _Finder:
             pending.extend((s, here) for s in sources(here) if s in region.nodes)
         return seen & region.entries
 
-    def _preference(self, place: Place) -> tuple[object, ...]:
-        """Between layers, in the middle, right before a layer, as far inside as can be."""
+    def _usual_width(self, region: Region, places: list[Place]) -> int:
+        """The width that half of the region's layers have at the places around them.
+
+        The thin latent of an autoencoder stands between two layers, and so does the wide middle
+        of an inverted block; a residual block counts with all that is in it. Layers that work on
+        every channel alone say nothing of the width that the model means.
+        """
+        mixing = {n for n in region.nodes & set(self.traced.resolution.layers) if self._mixes(n)}
+        widths: dict[int, int] = {}
+        for place in sorted(places, key=lambda place: self.order[place.node]):
+            widths.setdefault(len(closure([place.node], sources) & mixing), place.width)
+        found: list[int] = []
+        for layer in range(len(mixing)):
+            before = [number for number in widths if number <= layer]
+            behind = [number for number in widths if number > layer]
+            found += [widths[max(before)]] if before else []
+            found += [widths[min(behind)]] if behind else []
+        return statistics.median_low(found) if found else 0
+
+    def _mixes(self, layer: fx.Node) -> bool:
+        """Whether a layer does not work on every channel alone."""
+        if op_name(layer) != "convolution":
+            return True
+        channels = self.traced.exported.shape(layer.all_input_nodes[0])[1]
+        return channels == 1 or bool(layer.args[8] != channels)
+
+    def _preference(self, place: Place, usual: int) -> tuple[object, ...]:
+        """Between layers, of the usual width, in the middle, right before a layer, far inside."""
         between = place.layers_before > 0 and place.layers_behind > 0
         gap = abs(place.layers_before - place.layers_behind)
         return (
             not between,
+            not usual <= 2 * place.width <= 4 * usual,
             math.prod(place.sizes) != self.maps[place.node].positions,  # cut into windows
             place.layout != "first",
             gap,
