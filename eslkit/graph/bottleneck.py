@@ -79,15 +79,23 @@ class Bottleneck:
 
 def find_bottlenecks(traced: Traced) -> tuple[Bottleneck, ...]:
     """All bottlenecks of a model: one for each hourglass; empty where there is none."""
-    finder = _Finder(traced)
-    return tuple(finder.with_places(find_regions(traced, finder.maps, finder.scales)))
+    for dims in _dims_of(traced):
+        finder = _Finder(traced, dims)
+        regions = find_regions(traced, finder.maps, finder.scales, dims)
+        if regions:
+            return tuple(finder.with_places(regions))
+    return ()
 
 
 def places_at(traced: Traced, path: str) -> tuple[Place, ...]:
     """Edges at one module, in a bottleneck or not: its only input first, then its only output."""
-    finder = _Finder(traced)
+    found = (_places_of(_Finder(traced, dims), path) for dims in _dims_of(traced))
+    return next(filter(None, found), ())
+
+
+def _places_of(finder: _Finder, path: str) -> tuple[Place, ...]:
     found: dict[tuple[bool, tuple[int, ...]], Place] = {}
-    calls = [call for call in traced.exported.calls if call.path == path]
+    calls = [call for call in finder.traced.exported.calls if call.path == path]
     for call, before, slots, node in _edges(calls):
         whole = len(call.inputs if before else call.outputs) == len(slots)
         place = finder.place(node, path, before, slots, (0, 0)) if whole else None
@@ -96,11 +104,23 @@ def places_at(traced: Traced, path: str) -> tuple[Place, ...]:
     return tuple(sorted(found.values(), key=lambda place: not place.before))
 
 
+def _dims_of(traced: Traced) -> list[int]:
+    """Numbers of dimensions that maps can have: the model's, then that of half its convolutions.
+
+    A network in two dimensions may have a stem over frames, or a convolution over time.
+    """
+    convolutions = [n for n in traced.resolution.layers if op_name(n) == "convolution"]
+    counts = Counter(len(traced.exported.shape(node)) - 2 for node in convolutions)
+    usual = [dims for dims, count in counts.items() if 2 * count >= len(convolutions)]
+    return list(dict.fromkeys((traced.resolution.dims, *sorted(usual, reverse=True))))
+
+
 class _Finder:
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: Traced, dims: int) -> None:
         self.traced = traced
-        self.maps = find_maps(traced)
-        self.scales = scales_of(self.maps, traced.resolution.dims)
+        self.dims = dims
+        self.maps = find_maps(traced, dims)
+        self.scales = scales_of(self.maps, dims)
         self.order = {node: i for i, node in enumerate(traced.exported.graph.nodes)}
         self.outputs = set(traced.exported.outputs)
 
@@ -194,7 +214,7 @@ class _Finder:
         """The uses that the edges stand for; none where one is of too few positions."""
         for edge in edges:
             own = self.maps[edge.node]
-            if own.positions * 2**self.traced.resolution.dims < self.scales[edge.node]:
+            if own.positions * 2**self.dims < self.scales[edge.node]:
                 return set()
         return {
             (edge.node, user)
@@ -225,7 +245,7 @@ class _Finder:
         own = self.maps.get(node)
         if own is None:
             return None
-        grid = grid_of(node, self.maps, self.traced.resolution.dims)
+        grid = grid_of(node, self.maps, self.dims)
         if grid is None:
             return None
         return Place(node, path, before, slots, own.width, own.layout, grid, *layers)

@@ -43,7 +43,7 @@ class Region:
 
 
 def find_regions(
-    traced: Traced, maps: Mapping[fx.Node, Map], scales: Mapping[fx.Node, int]
+    traced: Traced, maps: Mapping[fx.Node, Map], scales: Mapping[fx.Node, int], dims: int
 ) -> list[Region]:
     """The regions of all hourglasses, in the order in which they are run.
 
@@ -51,8 +51,9 @@ def find_regions(
         traced: the traced model.
         maps: its maps.
         scales: the scale of every map.
+        dims: the spatial dimensions of the maps.
     """
-    finder = _Finder(traced, dict(maps), dict(scales))
+    finder = _Finder(traced, dict(maps), dict(scales), dims)
     found: list[Region] = []
     doubtful: list[Region] = []
     for scale in sorted(set(scales.values())):
@@ -72,11 +73,12 @@ def find_regions(
 
 class _Finder:
     def __init__(
-        self, traced: Traced, maps: dict[fx.Node, Map], scales: dict[fx.Node, int]
+        self, traced: Traced, maps: dict[fx.Node, Map], scales: dict[fx.Node, int], dims: int
     ) -> None:
         self.traced = traced
         self.maps = maps
         self.scales = scales
+        self.dims = dims
         self.through: set[fx.Node] = set()
         """What lies at a lower scale, but has no layers: no bottleneck of its own."""
 
@@ -157,9 +159,8 @@ class _Finder:
 
     def _has_grid(self, region: Region) -> bool:
         """Whether the positions of its maps are known: a row of vectors has none."""
-        dims = self.traced.resolution.dims
         at_scale = (node for node in region.nodes if self.scales.get(node) == region.scale)
-        return any(grid_of(node, self.maps, dims) is not None for node in at_scale)
+        return any(grid_of(node, self.maps, self.dims) is not None for node in at_scale)
 
     def _complete(self, region: Region) -> None:
         """All that lies on a way from an entry to an exit, whatever its resolution.

@@ -43,8 +43,8 @@ def style_of(
         place: the edge.
         model: the model that was traced.
     """
-    dims = traced.resolution.dims
-    maps = find_maps(traced)
+    dims = len(place.sizes)
+    maps = find_maps(traced, dims)
     around = bottleneck.nodes if bottleneck else _same_resolution(traced, maps, place)
     key, activation = _activation_of(traced, maps, around)
     norm, groups = _norm_of(traced, around, model)
