@@ -79,17 +79,26 @@ class Bottleneck:
 
 def find_bottlenecks(traced: Traced) -> tuple[Bottleneck, ...]:
     """All bottlenecks of a model: one for each hourglass; empty where there is none."""
-    for dims in _dims_of(traced):
+    for dims, written_out in _readings(traced):
         finder = _Finder(traced, dims)
-        regions = find_regions(traced, finder.maps, finder.scales, dims)
+        regions = find_regions(traced, finder.maps, finder.scales, dims, written_out=written_out)
         if regions:
             return tuple(finder.with_places(regions))
     return ()
 
 
+def _readings(traced: Traced) -> Iterator[tuple[int, bool]]:
+    """Dimensions of maps, and whether samplings that are written out count, surest first."""
+    yield traced.resolution.dims, False
+    for dims in _usual_dims(traced):
+        yield dims, False
+        yield dims, True
+
+
 def places_at(traced: Traced, path: str) -> tuple[Place, ...]:
     """Edges at one module, in a bottleneck or not: its only input first, then its only output."""
-    found = (_places_of(_Finder(traced, dims), path) for dims in _dims_of(traced))
+    dims = dict.fromkeys(dims for dims, _ in _readings(traced))
+    found = (_places_of(_Finder(traced, each), path) for each in dims)
     return next(filter(None, found), ())
 
 
@@ -104,15 +113,15 @@ def _places_of(finder: _Finder, path: str) -> tuple[Place, ...]:
     return tuple(sorted(found.values(), key=lambda place: not place.before))
 
 
-def _dims_of(traced: Traced) -> list[int]:
-    """Numbers of dimensions that maps can have: the model's, then that of half its convolutions.
+def _usual_dims(traced: Traced) -> list[int]:
+    """The dimensions of half of the convolutions, the most first.
 
     A network in two dimensions may have a stem over frames, or a convolution over time.
     """
     convolutions = [n for n in traced.resolution.layers if op_name(n) == "convolution"]
     counts = Counter(len(traced.exported.shape(node)) - 2 for node in convolutions)
     usual = [dims for dims, count in counts.items() if 2 * count >= len(convolutions)]
-    return list(dict.fromkeys((traced.resolution.dims, *sorted(usual, reverse=True))))
+    return sorted(usual, reverse=True) or [traced.resolution.dims]
 
 
 class _Finder:

@@ -10,6 +10,8 @@ the way down or up of a larger hourglass is not taken for one.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -27,6 +29,7 @@ _RAISING = set(
     "index index_select".split()
 )
 _MOST_MOVES = 8
+_MOST_AVERAGED = 4  # along an axis; a mean over more is a summary
 _GATES = {"sigmoid", "hardsigmoid", "_softmax"}
 
 
@@ -43,7 +46,12 @@ class Region:
 
 
 def find_regions(
-    traced: Traced, maps: Mapping[fx.Node, Map], scales: Mapping[fx.Node, int], dims: int
+    traced: Traced,
+    maps: Mapping[fx.Node, Map],
+    scales: Mapping[fx.Node, int],
+    dims: int,
+    *,
+    written_out: bool = False,
 ) -> list[Region]:
     """The regions of all hourglasses, in the order in which they are run.
 
@@ -52,8 +60,11 @@ def find_regions(
         maps: its maps.
         scales: the scale of every map.
         dims: the spatial dimensions of the maps.
+        written_out: whether any code counts as a reduction or an up-sampling that makes a map of
+            another scale, and of nothing else than such maps.
     """
-    finder = _Finder(traced, dict(maps), dict(scales), dims)
+    kind = _LooseFinder if written_out else _Finder
+    finder = kind(traced, dict(maps), dict(scales), dims)
     found: list[Region] = []
     doubtful: list[Region] = []
     for scale in sorted(set(scales.values())):
@@ -65,7 +76,7 @@ def find_regions(
                 doubtful.append(region)
             elif not found or scale == found[0].scale or finder.is_apart(region, found):
                 found.append(region)
-    if not found:
+    if not found and not written_out:
         found = [region for region in doubtful if region.scale == doubtful[0].scale]
     order = {node: i for i, node in enumerate(traced.exported.graph.nodes)}
     return sorted(found, key=lambda region: min(order[node] for node in region.nodes))
@@ -87,8 +98,7 @@ class _Finder:
         found: list[Region] = []
         for entry in (n for n in self.maps if self._is_entry(n, scale)):
             reached = self._reach(entry, scale)
-            maps = [n for n in reached if n in self.maps]
-            raised = {n: up for n in maps if (up := self._raised(n, scale))}
+            raised = self._all_raised(reached, scale)
             if not raised:
                 continue
             region = Region(scale, reached, {entry}, set(raised), set().union(*raised.values()))
@@ -130,6 +140,11 @@ class _Finder:
             if here not in self.maps:
                 pending.extend(here.all_input_nodes)
         return False
+
+    def _all_raised(self, reached: set[fx.Node], scale: int) -> dict[fx.Node, set[fx.Node]]:
+        """The maps among these that finer ones are made from, with those."""
+        maps = (node for node in reached if node in self.maps)
+        return {node: up for node in maps if (up := self._raised(node, scale))}
 
     def _raised(self, node: fx.Node, scale: int) -> set[fx.Node]:
         """Finer maps made from this one by an up-sampling."""
@@ -216,6 +231,58 @@ class _Finder:
         """The finest scale of its hourglass: what is reached both before it and behind it."""
         around = (closure(region.entries, sources), closure(region.raised, users))
         return min(max(self.scales.get(node, 0) for node in nodes) for nodes in around)
+
+
+class _LooseFinder(_Finder):
+    """Takes any code for a reduction or an up-sampling that makes a map of another scale.
+
+    What makes a finer map must make it of coarse maps alone: so neither attention nor what is
+    spread over a finer map is one. A mean that leaves one position along an axis is a summary.
+    """
+
+    def __init__(
+        self, traced: Traced, maps: dict[fx.Node, Map], scales: dict[fx.Node, int], dims: int
+    ) -> None:
+        super().__init__(traced, maps, scales, dims)
+        self.given = closure(traced.exported.inputs, users)
+        """What depends on the model's inputs."""
+
+    def _is_entry(self, node: fx.Node, scale: int) -> bool:
+        if self.scales[node] != scale or scale == 1 or _takes_apart(node):
+            return False
+        above = [s for s in nearest(node, self._reduced, self.maps) if self.scales[s] > scale]
+        return any(self._keeps_axes(node, source) for source in above)
+
+    def _keeps_axes(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether all axes keep several positions, and a fourth of them behind a mean."""
+        sizes = [grid_of(n, self.maps, self.dims) for n in (node, source)]
+        if sizes[0] is None or sizes[1] is None:
+            return False
+        most = _MOST_AVERAGED if any(g in op_name(node) for g in _GLOBAL) else math.inf
+        pairs = zip(*sizes, strict=True)
+        return all(a == b or (a > 1 and b <= most * a) for a, b in pairs)
+
+    def _reduced(self, node: fx.Node) -> Iterable[fx.Node]:
+        """As before, but a product with numbers that the code has is a reduction too."""
+        product = op_name(node) in PRODUCTS and len(self.given & set(sources(node))) > 1
+        return () if product or _takes_apart(node) else sources(node)
+
+    def _all_raised(self, reached: set[fx.Node], scale: int) -> dict[fx.Node, set[fx.Node]]:
+        made_of: dict[fx.Node, set[fx.Node]] = {}
+        """What is made of coarse maps alone, with those that it is made of."""
+        found: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+        for node in self.traced.exported.graph.nodes:
+            given = self.given & set(sources(node))
+            if self.scales.get(node) == scale:
+                made_of[node] = {node} & reached
+            elif given and all(made_of.get(source) for source in given):
+                coarse = set[fx.Node]().union(*(made_of[source] for source in given))
+                if node not in self.maps:
+                    made_of[node] = coarse
+                elif self.scales[node] > scale:
+                    for one in coarse:
+                        found[one].add(node)
+        return found
 
 
 def _is_gate(node: fx.Node) -> bool:
