@@ -210,7 +210,17 @@ class _Finder:
         below = [other for other in others if other.scale < region.scale]
         if any(region.nodes & other.nodes for other in others):
             return False
+        if any(self._is_joined_by(region, other) for other in below):
+            return False
         return all(self._comes_alone(region, o) or self._comes_alone(o, region) for o in below)
+
+    def _is_joined_by(self, region: Region, other: Region) -> bool:
+        """Whether what comes up from another hourglass meets there what does not come from it.
+
+        So does a decoder meet a pooled image. A later hourglass is entered with what came up.
+        """
+        behind = closure(other.raised, users)
+        return bool(region.nodes & behind) and not region.entries & behind
 
     def _comes_alone(self, region: Region, other: Region) -> bool:
         """Whether reductions of its own lead to a region from the finest scale of the two."""
