@@ -90,3 +90,50 @@ def test_a_level_has_the_usual_width_of_its_bottleneck(kind: str) -> None:
     (name,) = inserted_levels(big)
     level = inserted_at(big, name).level
     assert level.entry.conv.in_channels in usual  # type: ignore[union-attr]
+
+
+def separable(inputs: int, outputs: int, step: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, 3, step, 1, groups=inputs, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        nn.ReLU(),
+    )
+
+
+class Separable(nn.Module):
+    """Skip connections are added; layers over positions work on every channel alone."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.enter, self.first = separable(3, 16), separable(16, 16, 2)
+        self.second, self.third = separable(16, 16), separable(16, 16)
+        self.up: nn.Module = nn.Upsample(scale_factor=2)
+        if transposed:
+            self.up = nn.ConvTranspose2d(16, 16, 2, stride=2, groups=16)
+        self.leave = nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.enter(x)
+        return self.leave(self.up(self.third(self.second(self.first(skip)))) + skip)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("init", ["random", "preserve"])
+def test_the_level_of_a_separable_network_is_separable(transposed: bool, init: str) -> None:
+    model, x = Separable(transposed).double(), X.double()
+    big = deepen(model, init=init, example_inputs=x)
+    (name,) = inserted_levels(big)
+    level = inserted_at(big, name).level
+    layers = [m for m in level.modules() if list(m.parameters(recurse=False))]
+    for layer in layers:
+        assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+        assert layer.kernel_size == (1, 1) or layer.groups == layer.in_channels
+    if init == "preserve":
+        torch.testing.assert_close(big(x), model(x), atol=1e-12, rtol=1e-12)
+    optimizer = torch.optim.SGD(big.parameters(), lr=0.1)
+    for _ in range(6):  # zeros of a level that changes nothing let one layer learn after another
+        optimizer.zero_grad()
+        big(x).square().mean().backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.any() for p in level.parameters())
