@@ -91,7 +91,7 @@ class _Finder:
         self.scales = scales
         self.dims = dims
         self.through: set[fx.Node] = set()
-        """What lies at a lower scale, but has no layers: no bottleneck of its own."""
+        """What lies at a lower scale, but has no layers or no grid: no bottleneck of its own."""
 
     def regions(self, scale: int) -> list[Region]:
         """What lies between the entries and the exits at this scale, one item a region."""
@@ -109,9 +109,14 @@ class _Finder:
                 region.exits |= other.exits
                 region.raised |= other.raised
             found.append(region)
+        good: list[Region] = []
         for region in found:
             self._complete(region)
-        return [region for region in found if self._has_grid(region)]
+            if self._has_grid(region):
+                good.append(region)
+            else:  # the steps of a recurrence: part of the region around it
+                self.through |= region.nodes
+        return good
 
     def _is_entry(self, node: fx.Node, scale: int) -> bool:
         if self.scales[node] != scale or any(g in op_name(node) for g in _GLOBAL):
