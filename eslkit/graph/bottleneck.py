@@ -12,6 +12,7 @@ the entries on which alone most of the layers depend.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -78,15 +79,32 @@ class Bottleneck:
 
 def find_bottlenecks(traced: Traced) -> tuple[Bottleneck, ...]:
     """All bottlenecks of a model: one for each hourglass; empty where there is none."""
-    finder = _Finder(traced)
-    return tuple(finder.with_places(find_regions(traced, finder.maps, finder.scales)))
+    for dims, written_out in _readings(traced):
+        finder = _Finder(traced, dims)
+        regions = find_regions(traced, finder.maps, finder.scales, dims, written_out=written_out)
+        if regions:
+            return tuple(finder.with_places(regions))
+    return ()
+
+
+def _readings(traced: Traced) -> Iterator[tuple[int, bool]]:
+    """Dimensions of maps, and whether samplings that are written out count, surest first."""
+    yield traced.resolution.dims, False
+    for dims in _usual_dims(traced):
+        yield dims, False
+        yield dims, True
 
 
 def places_at(traced: Traced, path: str) -> tuple[Place, ...]:
     """Edges at one module, in a bottleneck or not: its only input first, then its only output."""
-    finder = _Finder(traced)
+    dims = dict.fromkeys(dims for dims, _ in _readings(traced))
+    found = (_places_of(_Finder(traced, each), path) for each in dims)
+    return next(filter(None, found), ())
+
+
+def _places_of(finder: _Finder, path: str) -> tuple[Place, ...]:
     found: dict[tuple[bool, tuple[int, ...]], Place] = {}
-    calls = [call for call in traced.exported.calls if call.path == path]
+    calls = [call for call in finder.traced.exported.calls if call.path == path]
     for call, before, slots, node in _edges(calls):
         whole = len(call.inputs if before else call.outputs) == len(slots)
         place = finder.place(node, path, before, slots, (0, 0)) if whole else None
@@ -95,11 +113,23 @@ def places_at(traced: Traced, path: str) -> tuple[Place, ...]:
     return tuple(sorted(found.values(), key=lambda place: not place.before))
 
 
+def _usual_dims(traced: Traced) -> list[int]:
+    """The dimensions of half of the convolutions, the most first.
+
+    A network in two dimensions may have a stem over frames, or a convolution over time.
+    """
+    convolutions = [n for n in traced.resolution.layers if op_name(n) == "convolution"]
+    counts = Counter(len(traced.exported.shape(node)) - 2 for node in convolutions)
+    usual = [dims for dims, count in counts.items() if 2 * count >= len(convolutions)]
+    return sorted(usual, reverse=True) or [traced.resolution.dims]
+
+
 class _Finder:
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: Traced, dims: int) -> None:
         self.traced = traced
-        self.maps = find_maps(traced)
-        self.scales = scales_of(self.maps, traced.resolution.dims)
+        self.dims = dims
+        self.maps = find_maps(traced, dims)
+        self.scales = scales_of(self.maps, dims)
         self.order = {node: i for i, node in enumerate(traced.exported.graph.nodes)}
         self.outputs = set(traced.exported.outputs)
 
@@ -112,13 +142,14 @@ class _Finder:
                 places[number].append(place)
         for region, good in zip(regions, places, strict=True):
             good = good or self._partly(region)
+            usual = self._usual_width(region, good)
             yield Bottleneck(
                 nodes=tuple(sorted(region.nodes, key=self.order.__getitem__)),
                 entries=tuple(sorted(region.entries & region.nodes, key=self.order.__getitem__)),
                 exits=tuple(sorted(region.exits, key=self.order.__getitem__)),
                 raised=tuple(sorted(region.raised, key=self.order.__getitem__)),
                 positions=region.scale,
-                places=tuple(sorted(good, key=self._preference)),
+                places=tuple(sorted(good, key=lambda place: self._preference(place, usual))),
             )
 
     def _at_all_calls(self) -> Iterator[list[_Edge]]:
@@ -192,7 +223,7 @@ class _Finder:
         """The uses that the edges stand for; none where one is of too few positions."""
         for edge in edges:
             own = self.maps[edge.node]
-            if own.positions * 2**self.traced.resolution.dims < self.scales[edge.node]:
+            if own.positions * 2**self.dims < self.scales[edge.node]:
                 return set()
         return {
             (edge.node, user)
@@ -223,7 +254,7 @@ class _Finder:
         own = self.maps.get(node)
         if own is None:
             return None
-        grid = grid_of(node, self.maps, self.traced.resolution.dims)
+        grid = grid_of(node, self.maps, self.dims)
         if grid is None:
             return None
         return Place(node, path, before, slots, own.width, own.layout, grid, *layers)
@@ -271,12 +302,39 @@ class _Finder:
             pending.extend((s, here) for s in sources(here) if s in region.nodes)
         return seen & region.entries
 
-    def _preference(self, place: Place) -> tuple[object, ...]:
-        """Between layers, in the middle, right before a layer, as far inside as can be."""
+    def _usual_width(self, region: Region, places: list[Place]) -> int:
+        """The width that half of the region's layers have at the places around them.
+
+        The thin latent of an autoencoder stands between two layers, and so does the wide middle
+        of an inverted block; a residual block counts with all that is in it. Layers that work on
+        every channel alone say nothing of the width that the model means.
+        """
+        mixing = {n for n in region.nodes & set(self.traced.resolution.layers) if self._mixes(n)}
+        widths: dict[int, int] = {}
+        for place in sorted(places, key=lambda place: self.order[place.node]):
+            widths.setdefault(len(closure([place.node], sources) & mixing), place.width)
+        found: list[int] = []
+        for layer in range(len(mixing)):
+            before = [number for number in widths if number <= layer]
+            behind = [number for number in widths if number > layer]
+            found += [widths[max(before)]] if before else []
+            found += [widths[min(behind)]] if behind else []
+        return statistics.median_low(found) if found else 0
+
+    def _mixes(self, layer: fx.Node) -> bool:
+        """Whether a layer does not work on every channel alone."""
+        if op_name(layer) != "convolution":
+            return True
+        channels = self.traced.exported.shape(layer.all_input_nodes[0])[1]
+        return channels == 1 or bool(layer.args[8] != channels)
+
+    def _preference(self, place: Place, usual: int) -> tuple[object, ...]:
+        """Between layers, of the usual width, in the middle, right before a layer, far inside."""
         between = place.layers_before > 0 and place.layers_behind > 0
         gap = abs(place.layers_before - place.layers_behind)
         return (
             not between,
+            not usual <= 2 * place.width <= 4 * usual,
             math.prod(place.sizes) != self.maps[place.node].positions,  # cut into windows
             place.layout != "first",
             gap,

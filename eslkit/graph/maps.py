@@ -70,9 +70,9 @@ def moves_data(node: fx.Node) -> bool:
     return op_name(node) in MOVES or getattr(node.target, "__name__", "") == "getitem"
 
 
-def find_maps(traced: Traced) -> dict[fx.Node, Map]:
-    """The maps among the results of a graph's operations."""
-    rank = traced.resolution.dims + 2
+def find_maps(traced: Traced, dims: int) -> dict[fx.Node, Map]:
+    """The maps of so many dimensions among the results of a graph's operations."""
+    rank = dims + 2
     nodes = [n for n in traced.exported.graph.nodes if n.op == "call_function"]
     convolved = [traced.exported.shape(n) for n in nodes if op_name(n) == "convolution"]
     batch = min((s[0] for s in convolved if len(s) == rank and s[0]), default=1)

@@ -10,6 +10,8 @@ the way down or up of a larger hourglass is not taken for one.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -27,6 +29,7 @@ _RAISING = set(
     "index index_select".split()
 )
 _MOST_MOVES = 8
+_MOST_AVERAGED = 4  # along an axis; a mean over more is a summary
 _GATES = {"sigmoid", "hardsigmoid", "_softmax"}
 
 
@@ -43,7 +46,12 @@ class Region:
 
 
 def find_regions(
-    traced: Traced, maps: Mapping[fx.Node, Map], scales: Mapping[fx.Node, int]
+    traced: Traced,
+    maps: Mapping[fx.Node, Map],
+    scales: Mapping[fx.Node, int],
+    dims: int,
+    *,
+    written_out: bool = False,
 ) -> list[Region]:
     """The regions of all hourglasses, in the order in which they are run.
 
@@ -51,8 +59,12 @@ def find_regions(
         traced: the traced model.
         maps: its maps.
         scales: the scale of every map.
+        dims: the spatial dimensions of the maps.
+        written_out: whether any code counts as a reduction or an up-sampling that makes a map of
+            another scale, and of nothing else than such maps.
     """
-    finder = _Finder(traced, dict(maps), dict(scales))
+    kind = _LooseFinder if written_out else _Finder
+    finder = kind(traced, dict(maps), dict(scales), dims)
     found: list[Region] = []
     doubtful: list[Region] = []
     for scale in sorted(set(scales.values())):
@@ -64,7 +76,7 @@ def find_regions(
                 doubtful.append(region)
             elif not found or scale == found[0].scale or finder.is_apart(region, found):
                 found.append(region)
-    if not found:
+    if not found and not written_out:
         found = [region for region in doubtful if region.scale == doubtful[0].scale]
     order = {node: i for i, node in enumerate(traced.exported.graph.nodes)}
     return sorted(found, key=lambda region: min(order[node] for node in region.nodes))
@@ -72,21 +84,21 @@ def find_regions(
 
 class _Finder:
     def __init__(
-        self, traced: Traced, maps: dict[fx.Node, Map], scales: dict[fx.Node, int]
+        self, traced: Traced, maps: dict[fx.Node, Map], scales: dict[fx.Node, int], dims: int
     ) -> None:
         self.traced = traced
         self.maps = maps
         self.scales = scales
+        self.dims = dims
         self.through: set[fx.Node] = set()
-        """What lies at a lower scale, but has no layers: no bottleneck of its own."""
+        """What lies at a lower scale, but has no layers or no grid: no bottleneck of its own."""
 
     def regions(self, scale: int) -> list[Region]:
         """What lies between the entries and the exits at this scale, one item a region."""
         found: list[Region] = []
         for entry in (n for n in self.maps if self._is_entry(n, scale)):
             reached = self._reach(entry, scale)
-            maps = [n for n in reached if n in self.maps]
-            raised = {n: up for n in maps if (up := self._raised(n, scale))}
+            raised = self._all_raised(reached, scale)
             if not raised:
                 continue
             region = Region(scale, reached, {entry}, set(raised), set().union(*raised.values()))
@@ -97,9 +109,14 @@ class _Finder:
                 region.exits |= other.exits
                 region.raised |= other.raised
             found.append(region)
+        good: list[Region] = []
         for region in found:
             self._complete(region)
-        return [region for region in found if self._has_grid(region)]
+            if self._has_grid(region):
+                good.append(region)
+            else:  # the steps of a recurrence: part of the region around it
+                self.through |= region.nodes
+        return good
 
     def _is_entry(self, node: fx.Node, scale: int) -> bool:
         if self.scales[node] != scale or any(g in op_name(node) for g in _GLOBAL):
@@ -129,6 +146,11 @@ class _Finder:
                 pending.extend(here.all_input_nodes)
         return False
 
+    def _all_raised(self, reached: set[fx.Node], scale: int) -> dict[fx.Node, set[fx.Node]]:
+        """The maps among these that finer ones are made from, with those."""
+        maps = (node for node in reached if node in self.maps)
+        return {node: up for node in maps if (up := self._raised(node, scale))}
+
     def _raised(self, node: fx.Node, scale: int) -> set[fx.Node]:
         """Finer maps made from this one by an up-sampling."""
         found: set[fx.Node] = set()
@@ -157,9 +179,8 @@ class _Finder:
 
     def _has_grid(self, region: Region) -> bool:
         """Whether the positions of its maps are known: a row of vectors has none."""
-        dims = self.traced.resolution.dims
         at_scale = (node for node in region.nodes if self.scales.get(node) == region.scale)
-        return any(grid_of(node, self.maps, dims) is not None for node in at_scale)
+        return any(grid_of(node, self.maps, self.dims) is not None for node in at_scale)
 
     def _complete(self, region: Region) -> None:
         """All that lies on a way from an entry to an exit, whatever its resolution.
@@ -194,7 +215,17 @@ class _Finder:
         below = [other for other in others if other.scale < region.scale]
         if any(region.nodes & other.nodes for other in others):
             return False
+        if any(self._is_joined_by(region, other) for other in below):
+            return False
         return all(self._comes_alone(region, o) or self._comes_alone(o, region) for o in below)
+
+    def _is_joined_by(self, region: Region, other: Region) -> bool:
+        """Whether what comes up from another hourglass meets there what does not come from it.
+
+        So does a decoder meet a pooled image. A later hourglass is entered with what came up.
+        """
+        behind = closure(other.raised, users)
+        return bool(region.nodes & behind) and not region.entries & behind
 
     def _comes_alone(self, region: Region, other: Region) -> bool:
         """Whether reductions of its own lead to a region from the finest scale of the two."""
@@ -215,6 +246,58 @@ class _Finder:
         """The finest scale of its hourglass: what is reached both before it and behind it."""
         around = (closure(region.entries, sources), closure(region.raised, users))
         return min(max(self.scales.get(node, 0) for node in nodes) for nodes in around)
+
+
+class _LooseFinder(_Finder):
+    """Takes any code for a reduction or an up-sampling that makes a map of another scale.
+
+    What makes a finer map must make it of coarse maps alone: so neither attention nor what is
+    spread over a finer map is one. A mean that leaves one position along an axis is a summary.
+    """
+
+    def __init__(
+        self, traced: Traced, maps: dict[fx.Node, Map], scales: dict[fx.Node, int], dims: int
+    ) -> None:
+        super().__init__(traced, maps, scales, dims)
+        self.given = closure(traced.exported.inputs, users)
+        """What depends on the model's inputs."""
+
+    def _is_entry(self, node: fx.Node, scale: int) -> bool:
+        if self.scales[node] != scale or scale == 1 or _takes_apart(node):
+            return False
+        above = [s for s in nearest(node, self._reduced, self.maps) if self.scales[s] > scale]
+        return any(self._keeps_axes(node, source) for source in above)
+
+    def _keeps_axes(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether all axes keep several positions, and a fourth of them behind a mean."""
+        sizes = [grid_of(n, self.maps, self.dims) for n in (node, source)]
+        if sizes[0] is None or sizes[1] is None:
+            return False
+        most = _MOST_AVERAGED if any(g in op_name(node) for g in _GLOBAL) else math.inf
+        pairs = zip(*sizes, strict=True)
+        return all(a == b or (a > 1 and b <= most * a) for a, b in pairs)
+
+    def _reduced(self, node: fx.Node) -> Iterable[fx.Node]:
+        """As before, but a product with numbers that the code has is a reduction too."""
+        product = op_name(node) in PRODUCTS and len(self.given & set(sources(node))) > 1
+        return () if product or _takes_apart(node) else sources(node)
+
+    def _all_raised(self, reached: set[fx.Node], scale: int) -> dict[fx.Node, set[fx.Node]]:
+        made_of: dict[fx.Node, set[fx.Node]] = {}
+        """What is made of coarse maps alone, with those that it is made of."""
+        found: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+        for node in self.traced.exported.graph.nodes:
+            given = self.given & set(sources(node))
+            if self.scales.get(node) == scale:
+                made_of[node] = {node} & reached
+            elif given and all(made_of.get(source) for source in given):
+                coarse = set[fx.Node]().union(*(made_of[source] for source in given))
+                if node not in self.maps:
+                    made_of[node] = coarse
+                elif self.scales[node] > scale:
+                    for one in coarse:
+                        found[one].add(node)
+        return found
 
 
 def _is_gate(node: fx.Node) -> bool:

@@ -84,9 +84,15 @@ def identity_level(style: LevelStyle, width: int, inner: int, *, where: str) -> 
                 if getattr(layer, "bias", None) is not None:
                     layer.bias.zero_()  # type: ignore[union-attr]
         if style.merge == "add" and level.up is not None:
-            for parameter in level.up.parameters():
+            for parameter in _last_of(level.up).parameters():
                 parameter.zero_()
     return level
+
+
+def _last_of(up: nn.Module) -> nn.Module:
+    """The last layer with weights; were those before it zero too, none of them would learn."""
+    layers = [m for m in up.modules() if list(m.parameters(recurse=False))]
+    return layers[-1] if layers else up
 
 
 def _diagonal(weight: Tensor, value: float) -> None:

@@ -45,7 +45,8 @@ class LevelStyle:
     strides: tuple[int, ...] = ()
     """Step of the reduction along each axis; 2 where left out."""
     depthwise: bool = False
-    """Whether the convolutions over positions work on every channel alone."""
+    """Whether the convolutions over positions work on every channel alone, and those that mix
+    channels on every position alone."""
     ranges: frozenset[str] = field(default_factory=frozenset[str])
     """What is known of the values on the edge: `nonnegative`, `activated` (they are values of the
     activation)."""
@@ -140,13 +141,19 @@ def _down(style: LevelStyle, width: int) -> nn.Module:
     if style.down == "conv":
         kernels = tuple(2 * ((step + 1) // 2) + 1 for step in steps)
         padding = tuple(kernel // 2 for kernel in kernels)
-        make = _CONV[style.dims]
-        return make(width, width, kernels, stride=steps, padding=padding, bias=style.bias)
+        make, groups = _CONV[style.dims], width if style.depthwise else 1
+        return make(
+            width, width, kernels, stride=steps, padding=padding, groups=groups, bias=style.bias
+        )
     return (_MAX if style.down == "max" else _AVERAGE)[style.dims](steps, ceil_mode=True)
 
 
 def _up(style: LevelStyle, inputs: int, width: int) -> nn.Module:
     steps = style.strides or (2,) * style.dims
+    make = _CONV[style.dims]
+    if style.up == "transposed" and style.depthwise:
+        spread = _UP[style.dims](width, width, steps, stride=steps, groups=width)
+        return nn.Sequential(make(inputs, width, 1, bias=False), spread)
     if style.up == "transposed":
         return _UP[style.dims](inputs, width, steps, stride=steps)
     if style.up == "shuffle" and style.dims == 2 and len(set(steps)) == 1:
@@ -154,10 +161,12 @@ def _up(style: LevelStyle, inputs: int, width: int) -> nn.Module:
         conv = nn.Conv2d(inputs, factor**2 * width, 1)
         return nn.Sequential(conv, nn.PixelShuffle(factor))
     mode = "nearest" if style.up == "shuffle" else style.up
-    return nn.Sequential(
-        nn.Upsample(scale_factor=tuple(float(step) for step in steps), mode=mode),
-        _CONV[style.dims](inputs, width, style.kernel, padding=style.kernel // 2),
-    )
+    upsample = nn.Upsample(scale_factor=tuple(float(step) for step in steps), mode=mode)
+    around: dict[str, Any] = {"padding": style.kernel // 2}
+    if style.depthwise:
+        spread = make(width, width, style.kernel, groups=width, **around)
+        return nn.Sequential(make(inputs, width, 1, bias=False), upsample, spread)
+    return nn.Sequential(upsample, make(inputs, width, style.kernel, **around))
 
 
 class Level(nn.Module):

@@ -43,8 +43,8 @@ def style_of(
         place: the edge.
         model: the model that was traced.
     """
-    dims = traced.resolution.dims
-    maps = find_maps(traced)
+    dims = len(place.sizes)
+    maps = find_maps(traced, dims)
     around = bottleneck.nodes if bottleneck else _same_resolution(traced, maps, place)
     key, activation = _activation_of(traced, maps, around)
     norm, groups = _norm_of(traced, around, model)
@@ -178,8 +178,8 @@ def _down_of(bottleneck: Bottleneck | None) -> str:
     for node in bottleneck.entries if bottleneck else ():
         while moves_data(node) and node.all_input_nodes:
             node = node.all_input_nodes[0]
-        for kind, word in (("max", "max_pool"), ("average", "avg_pool")):
-            if word in op_name(node):
+        for kind, pool, summary in (("max", "max_pool", "amax"), ("average", "avg_pool", "mean")):
+            if pool in op_name(node) or op_name(node) == summary:
                 return kind
     return "conv" if bottleneck else "max"
 

@@ -151,3 +151,28 @@ def test_what_lies_inside_an_hourglass_gets_none(where: str) -> None:
     names = inserted_levels(deepen(Side(where), example_inputs=X))
     assert len(names) == 1
     assert inserted_at(deepen(Side(where), example_inputs=X), names[0]).grid == (4, 4)
+
+
+class Patched(nn.Module):
+    """An hourglass on patches, whose decoder meets what is made of a pooled image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.down, self.low = nn.Conv2d(3, 8, 4, stride=4), conv(8, 8, 2), conv(8, 8)
+        self.fine = conv(3, 4)
+        self.up1, self.up2, self.up3 = conv(16, 8), conv(12, 4), conv(4, 4)
+        self.leave = conv(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = torch.relu(self.fine(F.avg_pool2d(x, 2)))
+        first = torch.relu(self.patches(x))
+        low = torch.relu(self.low(torch.relu(self.down(first))))
+        y = self.up1(torch.cat([F.interpolate(low, scale_factor=2), first], 1))
+        y = self.up2(torch.cat([F.interpolate(torch.relu(y), scale_factor=2), fine], 1))
+        return self.leave(F.interpolate(self.up3(torch.relu(y)), scale_factor=2))
+
+
+def test_a_pooled_image_that_joins_a_decoder_is_no_hourglass() -> None:
+    big = deepen(Patched(), example_inputs=X)
+    (name,) = inserted_levels(big)
+    assert inserted_at(big, name).grid == (4, 4)

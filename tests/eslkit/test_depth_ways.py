@@ -92,6 +92,22 @@ class Folded(nn.Module):
         return self.leave(torch.cat([self.up(torch.cat([rows, low], 1)), skip], 1))
 
 
+class Recurrent(nn.Module):
+    """Nothing but a recurrence over the columns, whose features are channels and rows together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.down = conv(3, 4), nn.Sequential(conv(4, 6, 2), nn.ReLU(), conv(6, 6))
+        self.lstm = nn.LSTM(48, 48, batch_first=True)
+        self.up, self.leave = nn.ConvTranspose2d(6, 4, 2, stride=2), conv(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = torch.relu(self.enter(x))
+        columns = self.down(skip).flatten(1, 2).transpose(1, 2)
+        low = self.lstm(columns)[0].transpose(1, 2).unflatten(1, (6, 8))
+        return self.leave(torch.cat([self.up(low), skip], 1))
+
+
 class Patches(nn.Module):
     """Both halves come down by themselves, and go up side by side."""
 
@@ -150,6 +166,7 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "unpooled": (Unpooled, True),
     "wavelet": (Wavelet, True),
     "folded": (Folded, True),
+    "recurrent": (Recurrent, True),
     "patches": (Patches, True),
     "weight norm": (lambda: Reweighted(nn.utils.parametrizations.weight_norm), True),
     "spectral norm": (lambda: Reweighted(spectral), False),  # it changes at every call
