@@ -50,13 +50,17 @@ class Sizes:
         ratio = np.ones(len(atoms.parent))
         for change in self.changes:
             span = change.group.spans[0]
-            members: IntArray = self.atom(span) + np.arange(change.group.width) * span.inner
+            members = self.members(span, change.group.width)
             ratio[atoms.find(members)] = change.new / change.group.width
         return ratio
 
     def atom(self, span: ChannelSpan) -> int:
         """The atom of a span's first position."""
         return self._first[span.parameter, span.axis] + span.start
+
+    def members(self, span: ChannelSpan, width: int) -> IntArray:
+        """One atom for each of a span's channels."""
+        return self._first[span.parameter, span.axis] + span.positions(width)[:, 0]
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """New shape of a parameter or buffer."""

@@ -115,6 +115,32 @@ def einsum_heads(a: int, b: int, dims: int) -> nn.Module:
     return Written(use, qkv=conv(dims, a, 3 * a, bias=False), out=conv(dims, a, b))
 
 
+def lanes(a: int, b: int, dims: int) -> nn.Module:
+    """One projection, cut by a view as (heads, channels of a head, q k v) (ViT)."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        t = tokens(x)
+        q, k, v = m.qkv(t).reshape(*t.shape[:2], 2, -1, 3).permute(4, 0, 2, 1, 3)
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1)
+        made = torch.einsum("bhal,bhlv->bhav", scores, v).permute(0, 2, 1, 3).flatten(2)
+        return m.out(x + untokens(m.proj(made), x))
+
+    return Written(use, qkv=nn.Linear(a, 3 * a), proj=nn.Linear(a, a), out=conv(dims, a, b))
+
+
+def lanes_of_maps(a: int, b: int, dims: int) -> nn.Module:
+    """The same over maps, heads beside the batch, scaled by the size of a head (ADM, EDM)."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        count, width = x.shape[0] * 2, x.shape[1] // 2
+        q, k, v = m.qkv(x).reshape(count, width, 3, -1).unbind(2)
+        scores = torch.einsum("ncq,nck->nqk", q, k / k.shape[1] ** 0.5).softmax(2)
+        made = torch.einsum("nqk,nck->ncq", scores, v)
+        return m.out(x + m.proj(made.reshape(*x.shape)))
+
+    return Written(use, qkv=conv(dims, a, 3 * a), proj=conv(dims, a, a), out=conv(dims, a, b))
+
+
 def grouped_queries(a: int, b: int, dims: int) -> nn.Module:
     """Four heads of queries, two of keys and values."""
 
@@ -304,6 +330,8 @@ FAMILIES = (
     Family("scaled-product", scaled_product, DIMS, mixes=True),
     Family("head-dim-held", head_dim_held, DIMS, mixes=True),
     Family("einsum-heads", einsum_heads, DIMS, mixes=True),
+    Family("lanes", lanes, DIMS),
+    Family("lanes-of-maps", lanes_of_maps, DIMS, mixes=True),
     Family("grouped-queries", grouped_queries, DIMS, 0.35, mixes=True),
     Family("self-attention", self_attention(batch_first=True), DIMS, mixes=True),
     Family("self-attention-positions-first", self_attention(batch_first=False), DIMS, mixes=True),
