@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eslkit.graph.atoms import Atoms
-from eslkit.graph.contractions import convolution, invert, matrix, solve
+from eslkit.graph.contractions import convolution, distance, invert, matrix, solve
 from eslkit.graph.mixing import (
     gated,
     norm_channels,
@@ -144,6 +144,7 @@ def _table() -> dict[str, Rule]:
         (copy_into, "copy"),
         (factory, "new_zeros new_ones new_full new_empty new_empty_strided"),
         (matrix, "mm bmm addmm baddbmm mv addmv dot vdot"),
+        (distance, "_euclidean_dist _cdist_forward"),
         (invert, "linalg_inv_ex inverse linalg_cholesky_ex cholesky cholesky_inverse"),
         (solve, "_linalg_solve_ex linalg_solve_triangular cholesky_solve"),
         (convolution, "convolution"),

@@ -321,6 +321,23 @@ def codebook(a: int, b: int, dims: int) -> nn.Module:
     return Written(use, table=nn.Embedding(6, a), out=conv(dims, a, b))
 
 
+def far_codes(a: int, b: int, dims: int) -> nn.Module:
+    """The same by torch's own distance, which is another operation for more vectors than these."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        flat = x.movedim(1, -1)
+        made = flat
+        for table in (m.few, m.many):
+            far = torch.cdist(flat.flatten(0, -2), table.weight)
+            taken = table(far.argmin(1)).view_as(flat)
+            made = made + (taken - flat).detach()
+        near = torch.cdist(tokens(x), m.few.weight[None]).neg().softmax(-1) @ m.values.weight
+        return m.out(made.movedim(-1, 1) + untokens(near, x))
+
+    tables = {"few": nn.Embedding(6, a), "many": nn.Embedding(30, a), "values": nn.Embedding(6, a)}
+    return Written(use, out=conv(dims, a, b), **tables)
+
+
 FAMILIES = (
     Family("linear", linear, DIMS),
     Family("matmul", matmul, DIMS, 0.35),
@@ -344,5 +361,6 @@ FAMILIES = (
     Family("gram", gram, DIMS, mixes=True),
     Family("window", window, ratio=0.35, mixes=True, keeps=(*FIXED, *INDEX)),
     Family("additive-gate", additive_gate, DIMS, 0.35),
+    Family("far-codes", far_codes, DIMS, 0.5, mixes=True, keeps=INDEX),
     Family("codebook", codebook, DIMS, 0.4, mixes=True, keeps=INDEX),
 )
