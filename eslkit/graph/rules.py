@@ -31,7 +31,7 @@ from eslkit.graph.moves import (
     pad,
     pick,
     scatter_slice,
-    write_diagonal,
+    write,
 )
 from eslkit.graph.ops import Op, Rule, dims_of, protect
 from eslkit.graph.scaling import ADDED
@@ -138,7 +138,7 @@ def _table() -> dict[str, Rule]:
         (pick, "gather embedding index_select index _unsafe_index"),
         (scatter_slice, "slice_scatter select_scatter"),
         (pad, "constant_pad_nd"),
-        (write_diagonal, "index_put"),
+        (write, "index_put"),
         (like, "zeros_like ones_like empty_like full_like rand_like randn_like"),
         (fill, "fill zero"),
         (copy_into, "copy"),
