@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from eslkit.graph.atoms import IntArray
@@ -80,14 +81,23 @@ class Sizes:
     def _tensor(self, value: Value) -> tuple[int | None, ...]:
         # an axis that repeats one number is as long as the code makes it
         sizes = [None if axis in value.loose else size for axis, size in enumerate(value.shape)]
+        along: dict[int, list[tuple[IntArray, npt.NDArray[np.float64]]]] = {}
         for part in value.parts:
             labels, axes = self._roots(part)
             ratio = np.where(labels >= 0, self._ratio[labels], 1.0)
             if (ratio == 1.0).all():
                 continue
-            told = len(axes) == 1 and bool((labels >= 0).all())
-            for axis in axes:
-                sizes[axis] = round(float(ratio.sum())) if told else None
+            if len(axes) != 1 or bool((labels < 0).any()):
+                sizes = [None if axis in axes else size for axis, size in enumerate(sizes)]
+                continue
+            (axis,) = axes
+            known = along.setdefault(axis, [])
+            if not any(np.array_equal(labels, other) for other, _ in known):
+                known.append((labels, ratio))
+        for axis, several in along.items():
+            if sizes[axis] is not None:  # rows and columns laid out along one axis multiply
+                ratio = np.prod([each for _, each in several], axis=0)
+                sizes[axis] = round(float(ratio.sum()))
         return tuple(sizes)
 
     def _roots(self, part: Tensor) -> tuple[IntArray, frozenset[int]]:
