@@ -297,7 +297,6 @@ def _masked(
         group = graph.group(name)
         for span in group.spans:
             if (span.role == "consumer" or all_roles) and span.parameter in tensors:
-                start = span.start + width * span.inner
-                stop = span.start + group.width * span.inner
-                tensors[span.parameter].narrow(span.axis, start, stop - start).zero_()
+                gone = torch.from_numpy(span.positions(group.width)[width:].ravel())
+                tensors[span.parameter].index_fill_(span.axis, gone, 0)
     return made

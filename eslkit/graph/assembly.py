@@ -130,6 +130,7 @@ def _group(
             s.axis.axis,
             s.start,
             s.inner,
+            s.step,
             roles.get((s.axis.name, s.axis.axis), "follows"),
             bool(divided.atoms[s.axis.first + s.start]),
         )

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from eslkit.errors import InputError
+from eslkit.graph.atoms import IntArray
 
 if TYPE_CHECKING:
     import networkx
@@ -23,7 +25,7 @@ __all__ = ["ChannelGraph", "ChannelGroup", "ChannelSpan", "Constraint", "Join", 
 class ChannelSpan:
     """The part of one parameter axis that a group owns.
 
-    Channel i lies at positions `start + i*inner` to `start + (i+1)*inner`.
+    Channel i lies at `start + i*step`, `inner` positions long.
     """
 
     parameter: str
@@ -32,6 +34,9 @@ class ChannelSpan:
     start: int
     inner: int
     """Consecutive positions for each channel."""
+    step: int
+    """Positions from one channel to the next: `inner`, or more where channels of other groups, or
+    other positions of these, lie in between."""
     role: str
     """`producer`, `consumer`, or `follows` (biases, norms, statistics, per-channel scales)."""
     divided: bool = False
@@ -42,6 +47,10 @@ class ChannelSpan:
     def layer(self) -> str:
         """Qualified name of the module that holds the parameter."""
         return self.parameter.rpartition(".")[0]
+
+    def positions(self, width: int) -> IntArray:
+        """The positions of the first `width` channels, one row for each: (width, inner)."""
+        return self.start + np.arange(width)[:, None] * self.step + np.arange(self.inner)
 
 
 @dataclass(frozen=True)
@@ -226,11 +235,12 @@ class ChannelGraph:
         ):
             for span in group.spans:
                 if span.role == role:
-                    stop = span.start + group.width * span.inner
+                    last = int(span.positions(group.width)[-1, -1])
                     each = f", {span.inner} for each channel" if span.inner > 1 else ""
+                    each += f", each {span.step} behind the last" if span.step > span.inner else ""
                     lines.append(
                         f"  {title} {span.parameter}, axis {span.axis}, positions {span.start} to "
-                        f"{stop - 1}{each}"
+                        f"{last}{each}"
                     )
         lines.extend(
             f"  {join.first} meets {join.second} in {join.through}" for join in group.joins

@@ -15,7 +15,7 @@ from eslkit.graph.atoms import Atoms, IntArray, Product
 from eslkit.graph.ops import Op, Parts
 from eslkit.graph.values import Value, flat, merge, pin_all, support
 
-__all__ = ["convolution", "invert", "matrix", "solve"]
+__all__ = ["convolution", "distance", "invert", "matrix", "solve"]
 
 
 def batched(value: Value, axes: Sequence[int]) -> Value:
@@ -202,6 +202,30 @@ def _grouped(
     for labels in outs:
         atoms.set_role(flat(labels), "producer")
     return outs
+
+
+def distance(atoms: Atoms, op: Op) -> list[Value]:
+    """cdist: how far the rows of one are from those of the other, over their last axis."""
+    left, right = op.values[:2]
+    shape = (*op.shapes[0], left.shape[-1])
+    both = [_beside(left, len(left.shape) - 1), _beside(right, len(right.shape) - 2)]
+    kept: list[Tensor] = []
+    for part in merge(atoms, both, shape, op.where):
+        if part.shape[-1] == 1:
+            kept.append(part.squeeze(-1))
+            continue
+        atoms.mix(flat(part), op.where)
+        others = sorted(support(part) - {part.dim() - 1})
+        pin_all(atoms, [part], others, f"{op.where} sums over part of the axis")
+    return [op.result(kept)]
+
+
+def _beside(value: Value, axis: int) -> Value:
+    """The value with one axis more, of size 1, before `axis`."""
+    shape = (*value.shape[:axis], 1, *value.shape[axis:])
+    loose = frozenset(a + 1 if a >= axis else a for a in value.loose)
+    parts = tuple(part.unsqueeze(axis) for part in value.parts)
+    return replace(value, shape=shape, parts=parts, loose=loose)
 
 
 def invert(atoms: Atoms, op: Op) -> list[Value]:

@@ -2,9 +2,10 @@
 
 A connected component of atoms is a channel. Channels that stand on the same axes, equally often,
 and that no slice tells apart form a group. On every axis a group must lie in spans: all its
-channels in order, each repeated `inner` times. Where a view interleaves them otherwise, the view's
-leading axes are tied together (the same channels stay in each of its blocks), and where that does
-not help the channels are protected.
+channels in order, each repeated `inner` times, or in lanes: at equal distances, with the channels
+of other groups of the same width in between, to which it is then tied. Where a view interleaves
+them otherwise, the view's leading axes are tied together (the same channels stay in each of its
+blocks), and where that does not help the channels are protected.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class RawSpan:
-    """Where a group lies on one axis: channel i at `start + i*inner`, `inner` positions long."""
+    """Where a group lies on one axis: channel i at `start + i*step`, `inner` positions long."""
 
     axis: Axis
     start: int
     inner: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def group_atoms(labels: Labels) -> Grouping:
     _fix_unread(labels)
     for round_ in range(_ROUNDS):
         groups, broken = _form(labels)
-        ties, stuck = _ties(atoms, groups)
+        blocks, apart = _lanes(groups)
+        broken += apart
+        ties, stuck = _ties(atoms, groups, blocks)
         if not broken and not stuck:
             return Grouping(tuple(groups), tuple(ties))
         for members in stuck:
@@ -190,9 +194,10 @@ def _lay_out(
         here = roots[axis.first : axis.first + axis.size]
         places = np.flatnonzero(number[here] >= 0)
         found = list(_spans(axis, places, number[here[places]], len(members)))
+        found = found or list(_steps(axis, places, number[here[places]], len(members)))
         if not found and not reason:
             trouble = trouble or f"axis {axis.axis} of {axis.name}"
-        spans.extend(found or [RawSpan(axis, int(places[0]), 1)])
+        spans.extend(found or [RawSpan(axis, int(places[0]), 1, 1)])
     number[members] = -1
     return RawGroup(
         members, tuple(spans), reason or ("one channel" if len(members) == 1 else "")
@@ -218,7 +223,56 @@ def _spans(axis: Axis, places: IntArray, numbers: IntArray, width: int) -> Itera
     if (tiles != pattern).any() or (starts - starts[:, :1] != np.arange(block)).any():
         return
     for start in starts[:, 0]:
-        yield RawSpan(axis, int(start), inner)
+        yield RawSpan(axis, int(start), inner, inner)
+
+
+def _steps(axis: Axis, places: IntArray, numbers: IntArray, width: int) -> Iterator[RawSpan]:
+    """The same where a channel lies at a constant distance from the one before it."""
+    count, rest = divmod(len(places), width)
+    order = np.lexsort((places, numbers))
+    if width == 1 or rest or (numbers[order] != np.repeat(np.arange(width), count)).any():
+        return
+    table = places[order].reshape(width, count)
+    starts, steps = table[0], table[1] - table[0]
+    if (steps < 1).any() or (np.diff(table, axis=0) != steps).any():
+        return
+    at = 0
+    while at < count:
+        step = int(steps[at])
+        run = slice(at, at + step)
+        whole = (steps[run] == step).all() and (np.diff(starts[run]) == 1).all()
+        whole = whole and at + step <= count
+        yield RawSpan(axis, int(starts[at]), step if whole else 1, step)
+        at += step if whole else 1
+
+
+def _lanes(groups: list[RawGroup]) -> tuple[list[set[int]], list[tuple[IntArray, str]]]:
+    """Groups that lie between each other's channels; and those between which something else lies.
+
+    A block of lanes is complete: as many of one width as a step is long, side by side.
+    """
+    held: dict[int, list[tuple[RawSpan, int]]] = {}
+    for number, group in enumerate(groups):
+        for span in group.spans:
+            if span.step > span.inner:
+                held.setdefault(span.axis.first, []).append((span, number))
+    blocks: list[set[int]] = []
+    broken: list[tuple[IntArray, str]] = []
+    for lanes in held.values():
+        lanes.sort(key=lambda lane: lane[0].start)
+        while lanes:
+            first, number = lanes[0]
+            width, starts = len(groups[number].roots), range(first.start, first.start + first.step)
+            block, lanes = lanes[: first.step], lanes[first.step :]
+            alike = all(s.step == first.step and len(groups[n].roots) == width for s, n in block)
+            if alike and [span.start for span, _ in block] == list(starts):
+                blocks.append({n for _, n in block})
+                continue
+            where = f"axis {first.axis.axis} of {first.axis.name}"
+            members = {n for _, n in (*block, *lanes)}
+            broken += [(groups[n].roots, where) for n in members if not groups[n].reason]
+            break
+    return blocks, broken
 
 
 def _collapse_splits(atoms: Atoms, broken: Iterable[tuple[IntArray, str]]) -> bool:
@@ -239,19 +293,24 @@ def _collapse_splits(atoms: Atoms, broken: Iterable[tuple[IntArray, str]]) -> bo
     return changed
 
 
-def _ties(atoms: Atoms, groups: list[RawGroup]) -> tuple[list[tuple[int, ...]], list[IntArray]]:
+def _ties(
+    atoms: Atoms, groups: list[RawGroup], blocks: list[set[int]]
+) -> tuple[list[tuple[int, ...]], list[IntArray]]:
     """Groups that lie in equal parts of one axis; channels stuck beside a fixed part."""
     owner = np.full(len(atoms.parent), -1)
     for number, group in enumerate(groups):
         owner[group.roots] = -1 if group.reason else number
     tied: list[set[int]] = []
     stuck: list[IntArray] = []
+    members_of = [{-1 if groups[n].reason else n for n in block} for block in blocks]
     for rows in atoms.partitions:
         owners = np.where(rows >= 0, owner[atoms.find(rows)], -1)
         contents = {tuple(np.unique(row, return_counts=True)[0].tolist()) for row in owners}
-        if len(contents) == 1:
+        if len(contents) > 1:
+            members_of.append({int(number) for number in np.unique(owners)})
+    for members in members_of:
+        if len(members) == 1:
             continue
-        members = {int(number) for number in np.unique(owners)}
         if -1 in members:
             stuck.extend(groups[number].roots for number in members - {-1})
             continue

@@ -8,7 +8,7 @@ outputs show is fixed.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,16 +64,18 @@ def run_on_labels(exported: Exported) -> Labels:
     for node, name in exported.parameters.items():
         shape = exported.shape(node)
         trainable = name not in exported.buffers
-        values[node] = _parameter(atoms, axes, name, shape, first, trainable=trainable)
+        made = _parameter(atoms, axes, name, shape, first, trainable=trainable)
+        values[node] = replace(made, mask=_masks(node)[0])
         first += sum(shape)
         if not node.users:
             for axis in axes[-len(shape) :] if shape else ():
                 atoms.fix(axis.atoms, UNUSED)
     for node in exported.inputs:
-        values[node] = Value(exported.shape(node), given=True)
+        values[node] = Value(exported.shape(node), given=True, mask=_masks(node)[0])
     for node in exported.graph.nodes:
         if node.op == "get_attr":
-            values[node] = Value(_shapes(node)[0], weight=True, constant=True)
+            mask = _masks(node)[0]
+            values[node] = Value(_shapes(node)[0], weight=True, constant=True, mask=mask)
         elif node.op == "call_function" and node not in exported.dead:
             values[node] = _call(atoms, node, values, exported)
     for before, after in exported.updates:
@@ -121,7 +123,10 @@ def _call(atoms: Atoms, node: fx.Node, values: dict[fx.Node, Any], exported: Exp
         return None  # arithmetic on numbers
     op = Op(target, _bind(node, values), _shapes(node), _where(node, exported))
     atoms.where, atoms.node = op.where, node
-    results = _results(atoms, op)
+    results = [
+        replace(value, mask=True) if mask else value
+        for value, mask in zip(_results(atoms, op), _masks(node), strict=True)
+    ]
     multiple = isinstance(node.meta["val"], (list, tuple))
     return results if multiple else results[0]
 
@@ -146,10 +151,10 @@ def _apply(atoms: Atoms, op: Op) -> list[Value]:
         return [op.result((), i, free=free) for i in range(len(op.shapes))]
     try:
         return rule_for(op.target)(atoms, op)
-    except (RuntimeError, IndexError, KeyError, ValueError, TypeError) as error:
-        protected = protect(atoms, op)
-        atoms.reasons[-1] += f" in this form ({type(error).__name__}: {error})"
-        return protected
+    except ValueError as error:  # a rule's own, in plain words
+        return protect(atoms, op, f" in this form: {error}")
+    except (RuntimeError, IndexError, KeyError, TypeError):  # torch's, about the labels
+        return protect(atoms, op, " in this form")
 
 
 def _bind(node: fx.Node, values: dict[fx.Node, Any]) -> dict[str, Any]:
@@ -169,8 +174,16 @@ def _bind(node: fx.Node, values: dict[fx.Node, Any]) -> dict[str, Any]:
 
 
 def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
-    leaves = node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]
-    return tuple(tuple(x.shape) if isinstance(x, Tensor) else () for x in leaves)
+    return tuple(tuple(x.shape) if isinstance(x, Tensor) else () for x in _leaves(node))
+
+
+def _masks(node: fx.Node) -> tuple[bool, ...]:
+    return tuple(isinstance(x, Tensor) and x.dtype == torch.bool for x in _leaves(node))
+
+
+def _leaves(node: fx.Node) -> Sequence[Any]:
+    value = node.meta["val"]
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _where(node: fx.Node, exported: Exported) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from eslkit.graph.atoms import WILD, Atoms
 from eslkit.graph.ops import Op, Parts, dims_of, protect
 from eslkit.graph.values import Value, compact, flat, merge, one_part, pin_all, support, tidy
 
-__all__ = ["MOVES", "concatenate", "move", "pad", "pick", "scatter_slice", "write_diagonal"]
+__all__ = ["MOVES", "concatenate", "move", "pad", "pick", "scatter_slice", "write"]
 
 _AS_RESHAPE = {"view", "_unsafe_view", "reshape"}
 
@@ -121,14 +121,56 @@ MOVES = (
 def pick(atoms: Atoms, op: Op) -> list[Value]:
     """x[i, j], gather, embedding ...: the axes picked from cannot resize, the others are kept."""
     picked, *indices = op.values
-    for part in (p for index in indices for p in index.parts):
-        atoms.fix(flat(part), f"{op.where} uses it as an index")
+    _fix_indices(atoms, indices, op.where)
+    executed = op
     if "indices" in op.args and isinstance(op.args["indices"], list):
-        axes = [i for i, index in enumerate(op.args["indices"]) if isinstance(index, Value)]
+        found = _indexed(op.args["indices"])
+        axes, last = found.axes, op.shapes[0][found.at + found.rank - 1 :][:1]
+        plain = [i for index in op.args["indices"] for i in _unmasked(index, last)]
+        executed = replace(op, args={**op.args, "indices": plain})
     else:
-        axes = [0 if op.name == "embedding" else dims_of(op, len(picked.shape))[0]]
+        axes = (0 if op.name == "embedding" else dims_of(op, len(picked.shape))[0],)
     parts = pin_all(atoms, picked.parts, axes, f"{op.where} picks positions by index")
-    return [op.result(tidy(atoms, [execute(op, part)[0] for part in parts], op.where))]
+    return [op.result(tidy(atoms, [execute(executed, part)[0] for part in parts], op.where))]
+
+
+def _fix_indices(atoms: Atoms, indices: Sequence[Any], where: str) -> None:
+    for part in (p for index in indices if isinstance(index, Value) for p in index.parts):
+        atoms.fix(flat(part), f"{where} uses it as an index")
+
+
+@dataclass(frozen=True)
+class _Indexed:
+    """What x[i, j ...] picks over."""
+
+    axes: tuple[int, ...]
+    """Axes of x that are picked from."""
+    at: int
+    """The first axis of the result that is as long as the indices are; the others stand around."""
+    rank: int
+    """How many such axes there are."""
+
+
+def _indexed(indices: Sequence[Any]) -> _Indexed:
+    axes: list[int] = []
+    axis = rank = 0
+    for index in indices:
+        taken = len(index.shape) if isinstance(index, Value) and index.mask else 1
+        if isinstance(index, Value):
+            axes += range(axis, axis + taken)
+            rank = max(rank, 1 if index.mask else len(index.shape))
+        axis += taken
+    if not axes:
+        raise ValueError("it picks over no axis")
+    together = axes[-1] - axes[0] == len(axes) - 1
+    return _Indexed(tuple(axes), axes[0] if together else 0, rank)
+
+
+def _unmasked(index: Any, length: Sequence[int]) -> list[Any]:
+    """An index as torch takes it: a mask is a row of numbers for each of its axes."""
+    if not isinstance(index, Value) or not index.mask:
+        return [index]
+    return [Value(tuple(length))] * len(index.shape)
 
 
 def concatenate(atoms: Atoms, op: Op) -> list[Value]:
@@ -186,12 +228,48 @@ def scatter_slice(atoms: Atoms, op: Op) -> list[Value]:
     return [op.result(tidy(atoms, [op.target(**call)], op.where), free=base.free)]
 
 
-def write_diagonal(atoms: Atoms, op: Op) -> list[Value]:
+def write(atoms: Atoms, op: Op) -> list[Value]:
+    """x[i, j] = y: the labels of both meet on the axes that are not indexed, the others stay."""
+    base, indices, source = op.args["self"], op.args["indices"], op.args["values"]
+    first = indices[0]
+    apart = isinstance(first, Value) and first.counted and all(i is first for i in indices)
+    if apart and base.free and not any(0 in support(part) for part in source.parts):
+        return _write_diagonal(atoms, op)
+    found = _indexed(indices)
+    rank = len(base.shape)
+    masks = [index for index in indices if isinstance(index, Value)]
+    if len(masks) == 1 and masks[0].mask and all(size == 1 for size in source.shape):
+        values = [base, _placed(masks[0], masks[0].parts, found.axes, rank)]  # as masked_fill
+        return [op.result(merge(atoms, values, base.shape, op.where), free=base.free)]
+    _fix_indices(atoms, indices, op.where)
+    reason = f"{op.where} writes positions by index"
+    others = [axis for axis in range(rank) if axis not in found.axes]
+    places = [*others[: found.at], *[-1] * found.rank, *others[found.at :]]
+    places = places[len(places) - len(source.shape) :]  # axes of y -> axes of x
+    kept = pin_all(atoms, base.parts, found.axes, reason)
+    written = pin_all(atoms, source.parts, [i for i, at in enumerate(places) if at < 0], reason)
+    values = [replace(base, parts=tuple(kept)), _placed(source, written, places, rank)]
+    added = bool(op.args.get("accumulate"))
+    return [op.result(merge(atoms, values, base.shape, op.where, added=added), free=base.free)]
+
+
+def _placed(value: Value, parts: Parts, places: Sequence[int], rank: int) -> Value:
+    """A value with these parts, its axes at these places among `rank` axes; -1: left out."""
+
+    def placed(sizes: Sequence[int]) -> list[int]:
+        return [sizes[places.index(axis)] if axis in places else 1 for axis in range(rank)]
+
+    return replace(
+        value,
+        shape=tuple(placed(value.shape)),
+        parts=tuple(part.reshape(placed(part.shape)) for part in parts),
+        loose=frozenset(places[axis] for axis in value.loose if places[axis] >= 0),
+    )
+
+
+def _write_diagonal(atoms: Atoms, op: Op) -> list[Value]:
     """zeros[i, i] = x: a weight that keeps channels apart, so both its axes are the same ones."""
     base, indices, source = op.args["self"], op.args["indices"], op.args["values"]
-    apart = all(index is indices[0] and index.counted for index in indices)
-    if not (base.free and apart) or any(0 in support(part) for part in source.parts):
-        return protect(atoms, op)
     labels = _unlabelled(atoms, base, 0, base.shape[:1])
     views = [[-1 if a == i else 1 for a in range(len(base.shape))] for i in range(len(indices))]
     rest = [p.reshape((1,) * (len(indices) - 1) + p.shape) for p in source.parts]

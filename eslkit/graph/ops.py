@@ -103,9 +103,9 @@ def dims_of(op: Op, rank: int, name: str = "dim") -> tuple[int, ...]:
     return tuple(axis % rank for axis in axes) if rank else ()
 
 
-def protect(atoms: Atoms, op: Op) -> list[Value]:
-    """No rule: whatever goes in must stay as it is."""
+def protect(atoms: Atoms, op: Op, form: str = "") -> list[Value]:
+    """No rule, in general or for this form of it: whatever goes in must stay as it is."""
     for value in op.values:
         for part in value.parts:
-            atoms.fix(flat(part), f"no rule for {op.where}")
+            atoms.fix(flat(part), f"no rule for {op.where}{form}")
     return [op.result((), i) for i in range(len(op.shapes))]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eslkit.graph.atoms import Atoms
-from eslkit.graph.contractions import convolution, invert, matrix, solve
+from eslkit.graph.contractions import convolution, distance, invert, matrix, solve
 from eslkit.graph.mixing import (
     gated,
     norm_channels,
@@ -31,7 +31,7 @@ from eslkit.graph.moves import (
     pad,
     pick,
     scatter_slice,
-    write_diagonal,
+    write,
 )
 from eslkit.graph.ops import Op, Rule, dims_of, protect
 from eslkit.graph.scaling import ADDED
@@ -138,12 +138,13 @@ def _table() -> dict[str, Rule]:
         (pick, "gather embedding index_select index _unsafe_index"),
         (scatter_slice, "slice_scatter select_scatter"),
         (pad, "constant_pad_nd"),
-        (write_diagonal, "index_put"),
+        (write, "index_put"),
         (like, "zeros_like ones_like empty_like full_like rand_like randn_like"),
         (fill, "fill zero"),
         (copy_into, "copy"),
         (factory, "new_zeros new_ones new_full new_empty new_empty_strided"),
         (matrix, "mm bmm addmm baddbmm mv addmv dot vdot"),
+        (distance, "_euclidean_dist _cdist_forward"),
         (invert, "linalg_inv_ex inverse linalg_cholesky_ex cholesky cholesky_inverse"),
         (solve, "_linalg_solve_ex linalg_solve_triangular cholesky_solve"),
         (convolution, "convolution"),

@@ -182,8 +182,7 @@ def _protect_groups(labels: Labels, graph: ChannelGraph, names: Sequence[str]) -
                 "print(eslkit.trace(model)), with * as a wildcard"
             )
         span = group.spans[0]
-        start = first[span.parameter, span.axis] + span.start
-        members = start + np.arange(group.width) * span.inner
+        members = first[span.parameter, span.axis] + span.positions(group.width)[:, 0]
         labels.atoms.fix(members, f"protect={name!r}")
 
 

@@ -53,6 +53,8 @@ class Value:
     """Axes along which the code repeats one number, to whatever length it needs."""
     counted: bool = False
     """Made of numbers that depend on how many there are (arange, linspace)."""
+    mask: bool = False
+    """True or false: as an index it picks over as many axes as it has."""
 
     def part_on(self, axis: int) -> Tensor | None:
         """The first part that varies along `axis`."""

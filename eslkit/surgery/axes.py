@@ -46,13 +46,21 @@ class ChannelMap:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an axis: `size` old positions from `start`, kept, or mapped."""
+    """A stretch of an axis: `size` old positions from `start`, in blocks of `inner`."""
 
     start: int
     size: int
     inner: int = 1
-    """Consecutive positions of each channel."""
-    change: ChannelMap | None = None
+    changes: tuple[ChannelMap, ...] = ()
+    """None: all is kept. One: it maps whole blocks. Several: one for each position in a block."""
+
+    @property
+    def fresh(self) -> Tensor:
+        """Which new positions take nothing over."""
+        if not self.changes:
+            return torch.zeros(self.size, dtype=torch.bool)
+        each = torch.stack([change.fresh for change in self.changes], 1)
+        return each.expand(-1, self.inner).flatten()
 
 
 @dataclass(frozen=True)
@@ -64,21 +72,15 @@ class AxisMap:
     @property
     def fresh(self) -> Tensor:
         """Which new positions take nothing over."""
-        return torch.cat(
-            [
-                piece.change.fresh.repeat_interleave(piece.inner)
-                if piece.change is not None
-                else torch.zeros(piece.size, dtype=torch.bool)
-                for piece in self.pieces
-            ]
-        )
+        return torch.cat([piece.fresh for piece in self.pieces])
 
     @property
     def exact(self) -> bool:
         """Whether every new position is one old position, or fresh: nothing is computed."""
         return all(
-            piece.change is None or (piece.change.index is not None and piece.change.scale is None)
+            change.index is not None and change.scale is None
             for piece in self.pieces
+            for change in piece.changes
         )
 
     @property
@@ -86,7 +88,8 @@ class AxisMap:
         """The map of variances: every coefficient squared."""
         return AxisMap(
             tuple(
-                Piece(p.start, p.size, p.inner, p.change and p.change.squared) for p in self.pieces
+                Piece(p.start, p.size, p.inner, tuple(change.squared for change in p.changes))
+                for p in self.pieces
             )
         )
 
@@ -97,18 +100,23 @@ class AxisMap:
 
 def _apply(piece: Piece, tensor: Tensor, axis: int) -> Tensor:
     part = tensor.narrow(axis, piece.start, piece.size)
-    change = piece.change
-    if change is None:
+    if not piece.changes:
         return part
     split = part.unflatten(axis, (piece.size // piece.inner, piece.inner))
+    lanes = split.split(piece.inner // len(piece.changes), axis + 1)
+    mapped = [_mapped(c, lane, axis) for c, lane in zip(piece.changes, lanes, strict=True)]
+    return (torch.cat(mapped, axis + 1) if len(mapped) > 1 else mapped[0]).flatten(axis, axis + 1)
+
+
+def _mapped(change: ChannelMap, tensor: Tensor, axis: int) -> Tensor:
     if change.index is None and (tensor.is_floating_point() or tensor.is_complex()):
-        return _mixed(change.matrix, split, axis).flatten(axis, axis + 1)
+        return _mixed(change.matrix, tensor, axis)
     index = change.index if change.index is not None else change.matrix.abs().argmax(dim=1)
-    made = split.index_select(axis, index.clamp(min=0))
+    made = tensor.index_select(axis, index.clamp(min=0))
     if change.scale is not None and (tensor.is_floating_point() or tensor.is_complex()):
         view = [-1 if i == axis else 1 for i in range(made.dim())]
         made = (made.to(_wide(made)) * change.scale.reshape(view)).to(tensor.dtype)
-    return made.flatten(axis, axis + 1)
+    return made
 
 
 def _mixed(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:

@@ -43,10 +43,8 @@ def _owners(sizes: Sizes) -> dict[int, str]:
     atoms = sizes.traced.labels.atoms
     owner: dict[int, str] = {}
     for change in sizes.changes:
-        span = change.group.spans[0]
-        start = sizes.atom(span)
-        for i in range(change.group.width):
-            owner[int(atoms.parent[start + i * span.inner])] = change.group.name
+        members = sizes.members(change.group.spans[0], change.group.width)
+        owner.update(dict.fromkeys(atoms.parent[members].tolist(), change.group.name))
     return owner
 
 

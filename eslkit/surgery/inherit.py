@@ -151,13 +151,17 @@ def _axis_map(
 ) -> AxisMap:
     pieces: list[Piece] = []
     position = 0
-    for span, change in sizes.spans[key]:
+    spans = sizes.spans[key]
+    while spans:
+        span, change = spans[0]
+        block = spans[: span.step if span.step > span.inner else 1]  # those that lie between these
         if span.start > position:
             pieces.append(Piece(position, span.start - position))
-        size = change.group.width * span.inner
-        chosen = maps[change.group.name].of(span, gradients=gradients)
-        pieces.append(Piece(span.start, size, span.inner, chosen))
+        size = change.group.width * span.step
+        chosen = tuple(maps[c.group.name].of(s, gradients=gradients) for s, c in block)
+        pieces.append(Piece(span.start, size, span.step, chosen))
         position = span.start + size
+        spans = spans[len(block) :]
     if old > position:
         pieces.append(Piece(position, old - position))
     return AxisMap(tuple(pieces))
@@ -168,14 +172,14 @@ def _is_joined(sizes: Sizes, key: tuple[str, int], old: int) -> bool:
     spans = sizes.spans[key]
     covered = sum(change.group.width * span.inner for span, change in spans)
     several = len({change.group.name for _, change in spans}) > 1 or covered < old
-    return several and all(span.role == "consumer" for span, _ in spans)
+    return several and all(s.role == "consumer" and s.step == s.inner for s, _ in spans)
 
 
 def _whole_axis_map(sizes: Sizes, key: tuple[str, int], old: int, policy: MapsWholeAxes) -> AxisMap:
     new = old + sum((c.new - c.group.width) * span.inner for span, c in sizes.spans[key])
     matrix = policy.map_axis(AxisChange(*key, old, new))
     _check(matrix, (new, old), f"axis {key[1]} of {key[0]}")
-    return AxisMap((Piece(0, old, 1, ChannelMap.of(matrix)),))
+    return AxisMap((Piece(0, old, 1, (ChannelMap.of(matrix),)),))
 
 
 def carry(

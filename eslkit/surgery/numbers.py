@@ -89,7 +89,7 @@ def _members(traced: Traced, name: str) -> np.ndarray[tuple[int], np.dtype[np.in
         for axis in traced.labels.axes
         if (axis.name, axis.axis) == (span.parameter, span.axis)
     )
-    return first + span.start + np.arange(group.width) * span.inner
+    return first + span.positions(group.width)[:, 0]
 
 
 def _labels(traced: Traced, nodes: Iterable[fx.Node]) -> Iterable[int]:

@@ -20,7 +20,7 @@ from torch.nn.modules.instancenorm import (
 
 from eslkit.graph.export import Exported, World, run, source_line
 from eslkit.graph.record import Recorder
-from eslkit.graph.trace import Traced
+from eslkit.graph.trace import nodes_of
 from eslkit.graph.values import Value
 from eslkit.surgery.integers import Aims, Edit, apply_edits, known_edits
 from eslkit.surgery.numbers import factor_in
@@ -208,13 +208,12 @@ class _Expected:
     def __init__(self, sizes: Sizes) -> None:
         self.traced = sizes.traced
         exported = sizes.traced.exported
+        self._sizes = sizes
         shapes: dict[fx.Node, Shape | None] = {}
         for node, value in sizes.traced.labels.values.items():
             shapes[node] = sizes.tensor(value) if isinstance(value, Value) else None
         self.operations = [
-            (node, shapes.get(node) if _labelled(self.traced, node) else None)
-            for node in exported.graph.nodes
-            if _is_operation(node)
+            (node, self._foretold(node)) for node in exported.graph.nodes if _is_operation(node)
         ]
         self.calls = {
             call.number: (call.path, [shapes.get(node) for node in call.outputs])
@@ -228,11 +227,19 @@ class _Expected:
             for call in exported.calls
         }
 
-
-def _labelled(traced: Traced, node: fx.Node) -> bool:
-    """Without labels nothing is foretold of an operation."""
-    value = traced.labels.values.get(node)
-    return isinstance(value, Value) and bool(value.parts)
+    def _foretold(self, node: fx.Node) -> dict[int, Shape]:
+        """Shapes of the results of an operation, by number, that have labels and are used."""
+        value = self.traced.labels.values.get(node)
+        if isinstance(value, Value):
+            return {0: self._sizes.tensor(value)} if value.parts else {}
+        if not isinstance(node.meta["val"], list):
+            return {}
+        pieces = [user.args[1] for user in node.users if user.users]
+        return {
+            number: self._sizes.tensor(piece)
+            for number, piece in enumerate(value or ())
+            if piece.parts and number in pieces
+        }
 
 
 def _is_operation(node: fx.Node) -> bool:
@@ -275,10 +282,14 @@ class _Watch:
             self._same and number < len(operations) and operations[number][0].target == node.target
         )
         value = node.meta["val"]
-        if self._same and isinstance(value, Tensor):
+        if self._same and isinstance(value, (Tensor, list)):
             where = source_line(node) or f"{node.target} in {self.recorder.owners[node] or 'it'}"
-            self._compare(tuple(value.shape), operations[number][1], where)
-            self._compare_numbers(operations[number][0], node)
+            old, foretold = operations[number]
+            results = value if isinstance(value, list) else [value]
+            if isinstance(value, Tensor) or len(value) == len(old.meta["val"]):
+                for place, want in foretold.items():
+                    self._compare(tuple(results[place].shape), want, where)
+            self._compare_numbers(old, node)
         self.progress += 1
 
     def _compare_numbers(self, old: fx.Node, new: fx.Node) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,13 +52,17 @@ class Sizes:
         ratio = np.ones(len(atoms.parent))
         for change in self.changes:
             span = change.group.spans[0]
-            members: IntArray = self.atom(span) + np.arange(change.group.width) * span.inner
+            members = self.members(span, change.group.width)
             ratio[atoms.find(members)] = change.new / change.group.width
         return ratio
 
     def atom(self, span: ChannelSpan) -> int:
         """The atom of a span's first position."""
         return self._first[span.parameter, span.axis] + span.start
+
+    def members(self, span: ChannelSpan, width: int) -> IntArray:
+        """One atom for each of a span's channels."""
+        return self._first[span.parameter, span.axis] + span.positions(width)[:, 0]
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """New shape of a parameter or buffer."""
@@ -102,14 +107,23 @@ class Sizes:
     def _tensor(self, value: Value) -> tuple[int | None, ...]:
         # an axis that repeats one number is as long as the code makes it
         sizes = [None if axis in value.loose else size for axis, size in enumerate(value.shape)]
+        along: dict[int, list[tuple[IntArray, npt.NDArray[np.float64]]]] = {}
         for part in value.parts:
             labels, axes = self._roots(part)
             ratio = np.where(labels >= 0, self._ratio[labels], 1.0)
             if (ratio == 1.0).all():
                 continue
-            told = len(axes) == 1 and bool((labels >= 0).all())
-            for axis in axes:
-                sizes[axis] = round(float(ratio.sum())) if told else None
+            if len(axes) != 1 or bool((labels < 0).any()):
+                sizes = [None if axis in axes else size for axis, size in enumerate(sizes)]
+                continue
+            (axis,) = axes
+            known = along.setdefault(axis, [])
+            if not any(np.array_equal(labels, other) for other, _ in known):
+                known.append((labels, ratio))
+        for axis, several in along.items():
+            if sizes[axis] is not None:  # rows and columns laid out along one axis multiply
+                ratio = np.prod([each for _, each in several], axis=0)
+                sizes[axis] = round(float(ratio.sum()))
         return tuple(sizes)
 
     def _roots(self, part: Tensor) -> tuple[IntArray, frozenset[int]]:

@@ -90,10 +90,9 @@ def masked(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> 
         group = graph.group(name)
         for span in group.spans:
             if span.role == "consumer":
-                start = span.start + width * span.inner
-                stop = span.start + group.width * span.inner
+                gone = torch.from_numpy(span.positions(group.width)[width:].ravel())
                 with torch.no_grad():
-                    tensors[span.parameter].narrow(span.axis, start, stop - start).zero_()
+                    tensors[span.parameter].index_fill_(span.axis, gone, 0)
     return made
 
 
@@ -106,9 +105,9 @@ def test_groups_partition_all_parameter_axes(form: Form) -> None:
     times = {(n, a): np.zeros(s, int) for n, t in tensors.items() for a, s in enumerate(t.shape)}
     for group in graph.groups:
         for span in group.spans:
-            stop = span.start + group.width * span.inner
-            assert stop <= tensors[span.parameter].shape[span.axis]
-            times[span.parameter, span.axis][span.start : stop] += 1
+            where = span.positions(group.width)
+            assert where.max() < tensors[span.parameter].shape[span.axis]
+            times[span.parameter, span.axis][where.ravel()] += 1
     for key, count in times.items():
         if key in graph.positions:
             assert graph.positions[key]

@@ -294,9 +294,8 @@ def test_narrowed_equals_masked_where_nothing_mixes(make: Callable[[], Network])
         for group in graph.resizable:
             for span in group.spans:
                 if span.role == "consumer":
-                    start = span.start + widths[group.name] * span.inner
-                    size = (group.width - widths[group.name]) * span.inner
-                    parameters[span.parameter].narrow(span.axis, start, size).zero_()
+                    gone = span.positions(group.width)[widths[group.name] :].ravel()
+                    parameters[span.parameter].index_fill_(span.axis, torch.from_numpy(gone), 0)
         MASKED.check(small(image), model(image))
 
 
@@ -507,3 +506,21 @@ def test_what_is_repeated_to_the_channels_and_laid_out_goes_along() -> None:
         wide = eslkit.resize(model, {"enter": 24, "more": 12}, init="first", example_inputs=image)
     assert wide.more.weight.shape == (12, 24, 3, 3)
     assert wide(image).shape == model(image).shape
+
+
+def test_a_cut_that_does_not_divide_says_where_it_is() -> None:
+    """As EdgeNeXt: 16 channels in parts of 6, 6 and 4 would be 11, 11 and 10 of 32."""
+
+    class Uneven(Network):
+        def middle(self, x: Tensor, image: Tensor) -> Tensor:
+            first, second, rest = self.more(x).chunk(3, dim=1)
+            return torch.cat([first, first + second, rest], dim=1)
+
+    model, image = built(Uneven)
+    graph = eslkit.trace(model, example_inputs=image)
+    assert graph.widths == {"enter": 16}
+    for name in ("more[0]", "more[1]"):
+        reason = graph.group(name).protected or ""
+        assert (
+            ".chunk(3, dim=1)` gives a tensor of shape (1, 11, 8, 8), not (1, 12, 8, 8)" in reason
+        )

@@ -43,7 +43,8 @@ class GroupChange:
     def channels(self, span: ChannelSpan) -> Tensor:
         """The weights of a span, one row for each channel: (old, weights a channel)."""
         stretch = self.tensors[span.parameter].detach().movedim(span.axis, 0)
-        return stretch.narrow(0, span.start, self.old * span.inner).reshape(self.old, -1)
+        chosen = torch.from_numpy(span.positions(self.old).ravel()).to(stretch.device)
+        return stretch.index_select(0, chosen).reshape(self.old, -1)
 
 
 @dataclass(frozen=True)

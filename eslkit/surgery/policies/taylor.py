@@ -88,8 +88,7 @@ def _scores(change: GroupChange, effects: list[Effects]) -> Tensor:
         for span in spans:
             along = effect.get((span.parameter, span.axis))
             if along is not None:
-                part = along.narrow(0, span.start, change.old * span.inner)
-                gate += part.reshape(change.old, span.inner).sum(dim=1)
+                gate += along[torch.from_numpy(span.positions(change.old))].sum(dim=1)
         total += gate.square()
     return total / len(effects)
 

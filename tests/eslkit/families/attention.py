@@ -115,6 +115,32 @@ def einsum_heads(a: int, b: int, dims: int) -> nn.Module:
     return Written(use, qkv=conv(dims, a, 3 * a, bias=False), out=conv(dims, a, b))
 
 
+def lanes(a: int, b: int, dims: int) -> nn.Module:
+    """One projection, cut by a view as (heads, channels of a head, q k v) (ViT)."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        t = tokens(x)
+        q, k, v = m.qkv(t).reshape(*t.shape[:2], 2, -1, 3).permute(4, 0, 2, 1, 3)
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1)
+        made = torch.einsum("bhal,bhlv->bhav", scores, v).permute(0, 2, 1, 3).flatten(2)
+        return m.out(x + untokens(m.proj(made), x))
+
+    return Written(use, qkv=nn.Linear(a, 3 * a), proj=nn.Linear(a, a), out=conv(dims, a, b))
+
+
+def lanes_of_maps(a: int, b: int, dims: int) -> nn.Module:
+    """The same over maps, heads beside the batch, scaled by the size of a head (ADM, EDM)."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        count, width = x.shape[0] * 2, x.shape[1] // 2
+        q, k, v = m.qkv(x).reshape(count, width, 3, -1).unbind(2)
+        scores = torch.einsum("ncq,nck->nqk", q, k / k.shape[1] ** 0.5).softmax(2)
+        made = torch.einsum("nqk,nck->ncq", scores, v)
+        return m.out(x + m.proj(made.reshape(*x.shape)))
+
+    return Written(use, qkv=conv(dims, a, 3 * a), proj=conv(dims, a, a), out=conv(dims, a, b))
+
+
 def grouped_queries(a: int, b: int, dims: int) -> nn.Module:
     """Four heads of queries, two of keys and values."""
 
@@ -295,6 +321,23 @@ def codebook(a: int, b: int, dims: int) -> nn.Module:
     return Written(use, table=nn.Embedding(6, a), out=conv(dims, a, b))
 
 
+def far_codes(a: int, b: int, dims: int) -> nn.Module:
+    """The same by torch's own distance, which is another operation for more vectors than these."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        flat = x.movedim(1, -1)
+        made = flat
+        for table in (m.few, m.many):
+            far = torch.cdist(flat.flatten(0, -2), table.weight)
+            taken = table(far.argmin(1)).view_as(flat)
+            made = made + (taken - flat).detach()
+        near = torch.cdist(tokens(x), m.few.weight[None]).neg().softmax(-1) @ m.values.weight
+        return m.out(made.movedim(-1, 1) + untokens(near, x))
+
+    tables = {"few": nn.Embedding(6, a), "many": nn.Embedding(30, a), "values": nn.Embedding(6, a)}
+    return Written(use, out=conv(dims, a, b), **tables)
+
+
 FAMILIES = (
     Family("linear", linear, DIMS),
     Family("matmul", matmul, DIMS, 0.35),
@@ -304,6 +347,8 @@ FAMILIES = (
     Family("scaled-product", scaled_product, DIMS, mixes=True),
     Family("head-dim-held", head_dim_held, DIMS, mixes=True),
     Family("einsum-heads", einsum_heads, DIMS, mixes=True),
+    Family("lanes", lanes, DIMS),
+    Family("lanes-of-maps", lanes_of_maps, DIMS, mixes=True),
     Family("grouped-queries", grouped_queries, DIMS, 0.35, mixes=True),
     Family("self-attention", self_attention(batch_first=True), DIMS, mixes=True),
     Family("self-attention-positions-first", self_attention(batch_first=False), DIMS, mixes=True),
@@ -316,5 +361,6 @@ FAMILIES = (
     Family("gram", gram, DIMS, mixes=True),
     Family("window", window, ratio=0.35, mixes=True, keeps=(*FIXED, *INDEX)),
     Family("additive-gate", additive_gate, DIMS, 0.35),
+    Family("far-codes", far_codes, DIMS, 0.5, mixes=True, keeps=INDEX),
     Family("codebook", codebook, DIMS, 0.4, mixes=True, keeps=INDEX),
 )

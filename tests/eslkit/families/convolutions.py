@@ -200,6 +200,23 @@ def wavelet(a: int, b: int, dims: int) -> nn.Module:
     return made
 
 
+def kernel_bank(a: int, b: int, dims: int) -> nn.Module:
+    """Kernels of several experts, weighed anew for every image (CondConv)."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        batch, width = x.shape[:2]
+        weighs = m.router(x.flatten(2).mean(2)).sigmoid()
+        kernels = (weighs @ m.bank.flatten(1)).reshape(-1, width, 3, *(1,) * (dims - 1))
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
+        padding = (1, *(0,) * (dims - 1))
+        flat = x.reshape(1, -1, *x.shape[2:])
+        made = convolve(flat, kernels, padding=padding, groups=batch)
+        return m.out(made.reshape(batch, -1, *x.shape[2:]))
+
+    bank = nn.Parameter(torch.randn(4, b, a, 3, *(1,) * (dims - 1)) / a)
+    return Written(use, bank=bank, router=nn.Linear(a, 4), out=conv(dims, b, b))
+
+
 FAMILIES = (
     Family("plain", plain, DIMS),
     Family("grouped", grouped, DIMS),
@@ -221,6 +238,7 @@ FAMILIES = (
     Family("fold", folded, ratio=0.35),
     Family("modulated", modulated, mixes=True),
     Family("predicted-kernels", predicted_kernels, ratio=0.5, keeps=("size there is fixed",)),
+    Family("kernel-bank", kernel_bank, DIMS, mixes=True),
     Family("involution", involution, ratio=0.4),
     Family("blur", blur, ratio=0.35),
     Family("blur-held", blur_held, ratio=0.35),

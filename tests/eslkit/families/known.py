@@ -17,10 +17,6 @@ _BROKEN: dict[str, tuple[str, str]] = {
         "found halved",
         "pooling along the channels protects them",
     ),
-    "repeated": (
-        "found halved",
-        "channels repeated as a whole and one by one, side by side",
-    ),
 }
 """Family -> laws, reason."""
 

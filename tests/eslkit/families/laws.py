@@ -81,9 +81,9 @@ def assert_partition(model: nn.Module, graph: ChannelGraph) -> None:
     for group in graph.groups:
         assert group.protected != ""
         for span in group.spans:
-            stop = span.start + group.width * span.inner
-            assert stop <= tensors[span.parameter].shape[span.axis], span
-            times[span.parameter, span.axis][span.start : stop] += 1
+            where = span.positions(group.width)
+            assert where.max() < tensors[span.parameter].shape[span.axis], span
+            times[span.parameter, span.axis][where.ravel()] += 1
     for key, count in times.items():
         if key in graph.positions:
             assert graph.positions[key]
@@ -111,8 +111,7 @@ def masked(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> 
         group = graph.group(name)
         for span in group.spans:
             if span.role == "consumer" or span.divided:
-                start = span.start + width * span.inner
-                stop = span.start + group.width * span.inner
+                gone = torch.from_numpy(span.positions(group.width)[width:].ravel())
                 with torch.no_grad():
-                    tensors[span.parameter].narrow(span.axis, start, stop - start).zero_()
+                    tensors[span.parameter].index_fill_(span.axis, gone, 0)
     return made

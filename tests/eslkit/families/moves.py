@@ -273,6 +273,41 @@ def sliced_writes(a: int, b: int, dims: int) -> nn.Module:
     return Written(use, out=conv(dims, a + 8, b), **layers)
 
 
+def masked_tokens(a: int, b: int, dims: int) -> nn.Module:
+    """The tokens that a mask leaves, worked on and written back among learned ones (MAE)."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        t = x.flatten(2).transpose(1, 2)
+        batch, count, width = t.shape
+        mask = (torch.arange(count) % 4 == 0).expand(batch, -1)
+        seen = m.work(t[~mask].reshape(batch, -1, width)).relu()
+        full = m.token.repeat(batch, count, 1)
+        full[~mask] = seen.flatten(0, 1)
+        return m.out(full.transpose(1, 2).reshape(batch, -1, *x.shape[2:]))
+
+    token = nn.Parameter(torch.randn(1, 1, a))
+    return Written(use, token=token, work=nn.Linear(a, a), out=conv(dims, a, b))
+
+
+def written_places(a: int, b: int, dims: int) -> nn.Module:
+    """Positions picked and written by a mask over all their axes, and by numbers of two axes."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        keep = torch.ones(x.shape[2:], dtype=torch.bool)
+        keep[::2] = False
+        made = m.enter(x)
+        made[:, :, keep] = m.mix(x[:, :, keep])
+        rows = torch.arange(x.shape[0])
+        made[rows, :, rows] = m.vector.unflatten(0, (-1, *(1,) * (dims - 1)))
+        made.index_put_((rows,), m.more(x), accumulate=True)
+        made[made < -1] = -1.0
+        return m.out(made)
+
+    layers = {"enter": conv(dims, a, a), "mix": nn.Conv1d(a, a, 1), "more": conv(dims, a, a)}
+    vector = nn.Parameter(torch.randn(a))
+    return Written(use, vector=vector, out=conv(dims, a, b), **layers)
+
+
 def squeeze_excite(a: int, b: int, dims: int) -> nn.Module:
     def use(m: Written, x: Tensor) -> Tensor:
         told = m.up(m.down(x.flatten(2).mean(2)).relu()).sigmoid()
@@ -326,6 +361,8 @@ FAMILIES = (
     Family("repeated", repeated, DIMS),
     Family("zero-padded", zero_padded, DIMS),
     Family("sliced-writes", sliced_writes, DIMS, 0.35),
+    Family("masked-tokens", masked_tokens, DIMS, 0.35),
+    Family("written-places", written_places, DIMS),
     Family("squeeze-excite", squeeze_excite, DIMS),
     Family(
         "spatial-attention", spatial_attention, DIMS, mixes=True, keeps=("size there is fixed",)
