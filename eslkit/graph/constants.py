@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.node import map_arg
 from torch.utils._mode_utils import no_dispatch
 
 __all__ = ["constant_values"]
@@ -38,8 +39,8 @@ def constant_values(nodes: Iterable[fx.Node]) -> dict[fx.Node, Any] | None:
             if node.op == "get_attr":
                 values[node] = node.meta["val"]
             else:
-                args = fx.node.map_arg(node.args, values.__getitem__)
-                kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+                args = map_arg(node.args, values.__getitem__)
+                kwargs = map_arg(node.kwargs, values.__getitem__)
                 values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     return values
 
