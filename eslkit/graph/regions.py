@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from eslkit.graph.gates import is_gate, was_gate
 from eslkit.graph.maps import PRODUCTS, Map, grid_of, moves_data, nearest, op_name, sources, users
 from eslkit.graph.trace import Traced
 
@@ -28,9 +29,7 @@ _RAISING = set(
     "max_unpool2d max_unpool3d grid_sampler_2d grid_sampler_3d grid_sampler col2im slice_scatter "
     "index index_select".split()
 )
-_MOST_MOVES = 8
 _MOST_AVERAGED = 4  # along an axis; a mean over more is a summary
-_GATES = {"sigmoid", "hardsigmoid", "_softmax"}
 
 
 @dataclass
@@ -74,6 +73,8 @@ def find_regions(
                 finder.through |= region.nodes
             elif finder.is_gate(region):
                 doubtful.append(region)
+            elif not found and finder.is_in_pyramid(region):
+                finder.through |= region.nodes
             elif not found or scale == found[0].scale or finder.is_apart(region, found):
                 found.append(region)
     if not found and not written_out:
@@ -200,7 +201,7 @@ class _Finder:
         seen, pending = set(region.raised), list(region.raised)
         while pending:
             node = pending.pop()
-            if _is_gate(node) or (node in region.raised and _was_gate(node)):
+            if is_gate(node) or (node in region.raised and was_gate(node)):
                 continue
             if node in self.traced.exported.outputs:
                 return False
@@ -209,6 +210,59 @@ class _Finder:
                     seen.add(user)
                     pending.append(user)
         return True
+
+    def is_in_pyramid(self, region: Region) -> bool:
+        """Whether it is a branch of a pyramid pooling that has a bottleneck around it.
+
+        One map is reduced by several factors, and all that comes of it is brought back to its size
+        and joined.
+        """
+        above = {
+            source
+            for entry in region.entries
+            for source in nearest(entry, self._reduced, self.maps)
+            if self.scales[source] > region.scale
+        }
+        if len(above) != 1:
+            return False
+        base = above.pop()
+        joined = self._joined(region.raised, base)
+        branches = [
+            reached
+            for other in set(nearest(base, users, self.maps))
+            if region.scale != self.scales[other] < self.scales[base]
+            and (reached := self._branch(other, base, joined))
+        ]
+        if not joined or not branches:
+            return False
+        before = set(self.through)
+        self.through |= region.nodes.union(*branches)
+        around = [r for r in self.regions(self.scales[base]) if base in r.nodes]
+        if any(self.has_layers(r) and not self.is_gate(r) for r in around):
+            return True
+        self.through = before
+        return False
+
+    def _branch(self, start: fx.Node, base: fx.Node, joined: set[fx.Node]) -> set[fx.Node]:
+        """What lies on a branch that is not reduced again and joins the others; empty if none."""
+        scale = self.scales[start]
+        if not self._is_entry(start, scale):
+            return set()
+        reached = self._reach(start, scale)
+        maps = [node for node in reached if self.scales.get(node) == scale]
+        below = (n for node in maps for n in nearest(node, users, self.maps))
+        if any(self.scales[n] < scale and self._is_entry(n, self.scales[n]) for n in below):
+            return set()
+        raised = self._all_raised(reached, scale)
+        others = self._joined(set[fx.Node]().union(*raised.values()), base)
+        return reached if joined & others else set()
+
+    def _joined(self, raised: set[fx.Node], base: fx.Node) -> set[fx.Node]:
+        """What finer maps lead to at the scale of another map; empty if theirs is another."""
+        scale = self.scales[base]
+        if any(self.scales[node] != scale for node in raised):
+            return set()
+        return set[fx.Node]().union(*(self._reach(node, scale) for node in raised))
 
     def is_apart(self, region: Region, others: list[Region]) -> bool:
         """Whether a region is the bottom of an hourglass beside those of lower scale."""
@@ -298,38 +352,6 @@ class _LooseFinder(_Finder):
                     for one in coarse:
                         found[one].add(node)
         return found
-
-
-def _is_gate(node: fx.Node) -> bool:
-    """Whether the result, between 0 and 1, is multiplied with something it does not come from."""
-    return op_name(node) in _GATES and _weighs(node, node.all_input_nodes[0])
-
-
-def _was_gate(node: fx.Node) -> bool:
-    """The same of what an up-sampling makes of such a result."""
-    here = node
-    for _ in range(_MOST_MOVES):
-        here = here.all_input_nodes[0]
-        if op_name(here) in _GATES:
-            return _weighs(node, here.all_input_nodes[0])
-        if not moves_data(here):
-            return False
-    return False
-
-
-def _weighs(node: fx.Node, given: fx.Node) -> bool:
-    """Whether all that is done with a map is to multiply others with it."""
-    pending = list(users(node))
-    products: list[fx.Node] = []
-    while pending:
-        user = pending.pop()
-        if moves_data(user):
-            pending.extend(users(user))
-        else:
-            products.append(user)
-    return bool(products) and all(
-        op_name(user) == "mul" and given not in user.all_input_nodes for user in products
-    )
 
 
 def _samples(node: fx.Node, scale: int) -> bool:

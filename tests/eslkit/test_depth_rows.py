@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,3 +177,52 @@ def test_a_pooled_image_that_joins_a_decoder_is_no_hourglass() -> None:
     big = deepen(Patched(), example_inputs=X)
     (name,) = inserted_levels(big)
     assert inserted_at(big, name).grid == (4, 4)
+
+
+class Pyramid(nn.Module):
+    """A map pooled by several factors; all that is made of it is brought back and joined."""
+
+    def __init__(self, factors: tuple[int, ...], chained: bool) -> None:
+        super().__init__()
+        self.factors, self.chained = factors, chained
+        self.looks = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in factors)
+        self.links = nn.ModuleList(conv(4, 4) for _ in factors)
+        self.leave = conv(8 + 4 * len(factors), 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: list[Tensor] = []
+        for factor, look, link in zip(self.factors, self.looks, self.links, strict=True):
+            if self.chained:
+                low = F.avg_pool2d(x, factor + 1, factor, padding=factor // 2)
+            else:
+                low = F.max_pool2d(x, factor, factor)
+            y = F.interpolate(torch.relu(look(low)), size=x.shape[2:])
+            made.append(link(y + made[-1]) if self.chained and made else y)
+        return torch.relu(self.leave(torch.cat([*made, x], 1)))
+
+
+class Context(nn.Module):
+    """An hourglass with a pyramid pooling at its bottleneck."""
+
+    def __init__(self, pyramid: nn.Module) -> None:
+        super().__init__()
+        self.enter, self.down1, self.down2 = conv(3, 4), conv(4, 8, 2), conv(8, 8, 2)
+        self.inner, self.pyramid, self.last = conv(8, 8), pyramid, conv(8, 8)
+        self.up, self.leave = conv(16, 4), conv(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.enter(x))
+        second = torch.relu(self.down1(first))
+        low = torch.relu(self.inner(torch.relu(self.down2(second))))
+        low = torch.relu(self.last(self.pyramid(low)))
+        y = self.up(torch.cat([F.interpolate(low, scale_factor=2), second], 1))
+        return self.leave(torch.cat([F.interpolate(torch.relu(y), scale_factor=2), first], 1))
+
+
+@pytest.mark.parametrize("factors", [(2, 4), (2, 3, 4, 8)])
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_level_goes_around_a_pyramid_pooling(factors: tuple[int, ...], chained: bool) -> None:
+    big = deepen(Context(Pyramid(factors, chained)), example_inputs=X)
+    (name,) = inserted_levels(big)
+    assert inserted_at(big, name).grid == (8, 8)
+    assert "looks" not in name
