@@ -20,7 +20,6 @@ from torch.nn.modules.instancenorm import (
 
 from eslkit.graph.export import Exported, World, run, source_line
 from eslkit.graph.record import Recorder
-from eslkit.graph.trace import nodes_of
 from eslkit.graph.values import Value
 from eslkit.surgery.integers import Aims, Edit, apply_edits, known_edits
 from eslkit.surgery.numbers import factor_in
