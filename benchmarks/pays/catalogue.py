@@ -241,7 +241,9 @@ CUTS: dict[str, Way] = {
 """Which channels stay, when the same expanded network is cut back at once."""
 
 CEILING: dict[str, tuple[Way, int]] = {
+    "scratch": (Way(), 128000),
     "restarts": (Way(restarts=0), 128000),
+    "thrifty": (PRESET["thrifty"], 128000),
     "direct, taylor": (
         Way(walk={"granularity": "direct", "init": "taylor"}, spread="last 0.4", by_width=True),
         160000,

@@ -181,12 +181,6 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             for t, s in both
             for budget in (2000, 8000, 32000, 128000, 256000)
             for seed in range(3)
-        ] + [
-            Run(t, "4-8-16", name, way, budget, seed, data[t])
-            for t in data
-            for budget in (128000, 256000)
-            for name, way in {"restarts": Way(restarts=STEPS[t]), **PRESET}.items()
-            for seed in range(3)
         ]
     if part == "baselines":
         return [
