@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from eslkit.cost import cost
-from eslkit.errors import DepthError, PlanError, ResizeError
+from eslkit.errors import DepthError, PlanError, ResizeError, TraceError
 from eslkit.graph.channels import ChannelGraph
 from eslkit.graph.export import Exported
-from eslkit.graph.skeleton import without_memory
+from eslkit.graph.skeleton import with_memory, without_memory
 from eslkit.graph.trace import Traced, trace_fully
 from eslkit.memory import training_bytes
 from eslkit.moves import Move, check_larger, count_layers, table_widths
@@ -374,7 +374,12 @@ class Draft:
         """What a network costs, counted once for each form."""
         form = fingerprint(network)
         if form not in self._counted:
-            price = cost(network, example_inputs=self.inputs)
+            try:
+                price = cost(network, example_inputs=self.inputs)
+            except TraceError:  # in eval mode its code may look at values
+                if not self._is_bare:
+                    raise
+                price = cost(with_memory(network), example_inputs=self.inputs)
             self._counted[form] = {
                 "parameters": price.parameters,
                 "macs": price.macs,

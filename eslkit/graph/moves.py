@@ -233,7 +233,8 @@ def write(atoms: Atoms, op: Op) -> list[Value]:
     base, indices, source = op.args["self"], op.args["indices"], op.args["values"]
     first = indices[0]
     apart = isinstance(first, Value) and first.counted and all(i is first for i in indices)
-    if apart and base.free and not any(0 in support(part) for part in source.parts):
+    spread = len(source.shape) <= len(base.shape) - len(indices)  # the same on all of the diagonal
+    if apart and base.free and (spread or not any(0 in support(p) for p in source.parts)):
         return _write_diagonal(atoms, op)
     found = _indexed(indices)
     rank = len(base.shape)
@@ -272,7 +273,7 @@ def _write_diagonal(atoms: Atoms, op: Op) -> list[Value]:
     base, indices, source = op.args["self"], op.args["indices"], op.args["values"]
     labels = _unlabelled(atoms, base, 0, base.shape[:1])
     views = [[-1 if a == i else 1 for a in range(len(base.shape))] for i in range(len(indices))]
-    rest = [p.reshape((1,) * (len(indices) - 1) + p.shape) for p in source.parts]
+    rest = [p.reshape((1,) * (len(base.shape) - p.dim()) + p.shape) for p in source.parts]
     return [op.result([*(labels.reshape(view) for view in views), *rest])]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eslkit.errors import InputError
 
-__all__ = ["prepare", "skeleton", "without_memory"]
+__all__ = ["prepare", "skeleton", "with_memory", "without_memory"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _ATOMIC = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -121,6 +121,16 @@ def _is_empty(value: Any) -> bool:
 def without_memory(model: nn.Module) -> nn.Module:
     """A copy of `model` whose tensors are on `meta`: only their forms are left."""
     return skeleton(model, lambda tensor: torch.empty_like(tensor.detach(), device="meta"))
+
+
+def with_memory(model: nn.Module) -> nn.Module:
+    """A copy of `model` with zeros for what has no values: for code that looks at them."""
+
+    def make(tensor: Tensor) -> Tensor:
+        data = tensor.detach()
+        return torch.zeros(data.shape, dtype=data.dtype) if data.is_meta else data.clone()
+
+    return skeleton(model, make)
 
 
 def prepare(model: nn.Module, *, train: bool) -> None:

@@ -212,6 +212,16 @@ class Diagonal(Network):
         return self.more(F.conv2d(x, weight, padding=1))
 
 
+class DiagonalByOne(Diagonal):
+    """The same with one kernel for all channels, as k-diffusion's samplings."""
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        weight = x.new_zeros([x.shape[1], x.shape[1], 3, 3])
+        channels = torch.arange(x.shape[1], device=x.device)
+        weight[channels, channels] = self.kernel
+        return self.more(F.conv2d(x, weight, padding=1))
+
+
 NETWORKS: list[Callable[[], Network]] = [
     SummedHalves,
     Interleaved,
@@ -225,6 +235,7 @@ NETWORKS: list[Callable[[], Network]] = [
     Remembering,
     Recurrent,
     Diagonal,
+    DiagonalByOne,
     Blurred,
     Pairwise,
 ]

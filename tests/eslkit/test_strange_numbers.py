@@ -361,3 +361,35 @@ def test_a_plan_does_not_claim_a_width_that_only_its_level_has() -> None:
     assert "1 level deeper" in str(made)
     back = made.run(lambda network, step: {"size": float(network(x).numel())}).model
     assert back.state_dict().keys() == model.state_dict().keys()
+
+
+class Routed(nn.Module):
+    """Takes the better of two layers in eval mode, both in train mode: a mixture of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(1, 8, 3, padding=1)
+        self.experts = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.gate = nn.Linear(8, 2)
+        self.leave = nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(x))
+        weights = self.gate(x.mean((2, 3))).softmax(-1)
+        if self.training:
+            each = zip(weights.T, self.experts, strict=True)
+            x = sum(w[:, None, None, None] * expert(x) for w, expert in each)
+        else:
+            x = self.experts[int(weights.sum(0).argmax())](x)
+        return self.leave(x)
+
+
+def test_code_that_looks_at_values_in_eval_mode_alone_is_planned() -> None:
+    model = Routed()
+    made = eslkit.schedule(model, depth=0, granularity=1, example_inputs=torch.rand(1, 1, 8, 8))
+    assert len(made.steps) > 2
+    assert made.steps[0].macs > made.steps[-1].macs == made.plan.base_macs
+    back = made.run(lambda network, step: {"layers": float(len(list(network.children())))}).model
+    assert {k: v.shape for k, v in back.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
