@@ -19,26 +19,19 @@ not installed is left out.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import platform
-import random
-import signal
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from benchmarks.strangers import networks
+from benchmarks.strangers.sweep import doubled, larger, parser_of, shapes, sweep, time_limit
 from benchmarks.strangers.trial import call
 from eslkit.errors import DepthError
 from eslkit.graph.trace import Traced, trace_fully
@@ -75,52 +68,6 @@ def u_shaped(traced: Traced) -> bool:
         if raised and 1 < before < finest[source] and positions(node) >= 1.5 * before:
             return True
     return False
-
-
-class TooLongError(Exception):
-    """The time limit of one network is over."""
-
-
-@contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """Raise after so many seconds of the processor, whatever else the machine does."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise TooLongError(f"more than {seconds} s")
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
-def doubled(inputs: Any) -> Any:
-    """A batch of two, so that batch norm can be trained at a single position."""
-    return pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, inputs)
-
-
-def larger(inputs: Any) -> Any:
-    """Pictures and sounds of twice the side."""
-
-    def grown(x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.dim() < 3 or not x.is_floating_point():
-            return x
-        return torch.rand(*x.shape[:2], *(2 * size for size in x.shape[2:]))
-
-    return pytree.tree_map(grown, inputs)
-
-
-def shapes(model: nn.Module, inputs: Any) -> list[tuple[int, ...]]:
-    was = [(module, module.training) for module in model.modules()]
-    model.eval()
-    with torch.no_grad():
-        made = [tuple(x.shape) for x in call(model, inputs)]
-    for module, training in was:
-        module.training = training
-    return made
 
 
 def train(model: nn.Module, inputs: Any) -> None:
@@ -272,39 +219,16 @@ def summary(notes: list[dict[str, Any]], levels: int) -> str:
     )
 
 
-def measured(out: Path | None) -> list[dict[str, Any]]:
-    """What an earlier run, cut short, left in the file."""
-    if out is None or not out.exists():
-        return []
-    return [json.loads(line) for line in out.read_text().splitlines()]
+def told(note: dict[str, Any]) -> str:
+    words = note.get("refused") or note.get("error") or " ".join(note.get("bypassed", ()))
+    return f"{note['stage']:9} {note['seconds']:6.1f} s  {words[:200]}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, limit=120)
     parser.add_argument("--levels", type=int, default=1, help="levels to insert")
-    parser.add_argument("--match", default="*", help="only networks with such a name")
-    parser.add_argument(
-        "--limit", type=int, default=120, help="seconds of the processor for one network"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="one JSON object a line; those there are not run again"
-    )
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    notes = measured(options.out)
-    known = {note["name"] for note in notes}
-    chosen = list(networks(options.match))
-    random.Random(0).shuffle(chosen)  # so that a run cut short tells of all of them
-    for name, make, inputs in chosen:
-        if name in known:
-            continue
-        note = measure(name, make, inputs, options.levels, options.limit)
-        notes.append(note)
-        if options.out:
-            with options.out.open("a") as file:
-                file.write(json.dumps(note) + "\n")
-        told = note.get("refused") or note.get("error") or " ".join(note.get("bypassed", ()))
-        print(f"{name:42} {note['stage']:9} {note['seconds']:6.1f} s  {told[:200]}", flush=True)
+    notes = sweep(options, lambda *network: measure(*network, options.levels, options.limit), told)
     print(summary(notes, options.levels))
 
 

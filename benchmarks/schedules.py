@@ -15,24 +15,26 @@ Started again, it goes on where it was. What is not installed is left out.
 
 from __future__ import annotations
 
-import argparse
-import json
-import random
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 import eslkit
-from benchmarks.depth import doubled, larger, measured, shapes, time_limit
-from benchmarks.strangers import networks
+from benchmarks.strangers.sweep import (
+    doubled,
+    fresh,
+    larger,
+    parser_of,
+    shapes,
+    sweep,
+    time_limit,
+)
 from benchmarks.strangers.trial import call, count, failed, loss_of
 from eslkit.surgery.depth import clone
 from eslkit.trainer import StepContext
@@ -41,11 +43,6 @@ Row = dict[str, Any]
 
 MOST_PARAMETERS = 100_000_000
 """Expanded networks of more are planned, but not run."""
-
-
-def fresh(inputs: Any) -> Any:
-    """A copy: some networks write into their inputs."""
-    return tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, inputs)
 
 
 def trainer(inputs: Any) -> Callable[[nn.Module, StepContext], Mapping[str, float]]:
@@ -113,7 +110,7 @@ def measure(name: str, make: Callable[[], nn.Module], inputs: Any, limit: int) -
     """Everything about one network."""
     row: Row = {"name": name, "stage": "construct"}
     start = time.process_time()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", eslkit.ResizeWarning)
         try:
             with time_limit(limit):
@@ -122,7 +119,7 @@ def measure(name: str, make: Callable[[], nn.Module], inputs: Any, limit: int) -
         except Exception as error:  # noqa: BLE001  a stranger's network may raise anything
             row["error"] = failed(error)
             row["where"] = "".join(traceback.format_exception(error)[-3:])[-900:]
-    kept = [str(w.message) for w in told if issubclass(w.category, eslkit.ResizeWarning)]
+    kept = [str(w.message) for w in warned if issubclass(w.category, eslkit.ResizeWarning)]
     if kept:
         row["kept"] = kept[0][:600]
     row["seconds"] = round(time.process_time() - start, 2)
@@ -152,35 +149,14 @@ def summary(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def told(row: Row) -> str:
+    words = row.get("error") or row.get("kept", "")
+    return f"{row['stage']:8} {row['seconds']:6.1f} s {row.get('steps', 0):3} steps  {words[:150]}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--match", default="*", help="only networks with such a name")
-    parser.add_argument(
-        "--limit", type=int, default=300, help="seconds of the processor for one network"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="one JSON object a line; those there are not run again"
-    )
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = measured(options.out)
-    known = {row["name"] for row in rows}
-    chosen = list(networks(options.match))
-    random.Random(0).shuffle(chosen)  # so that a run cut short tells of all of them
-    for name, make, inputs in chosen:
-        if name in known:
-            continue
-        row = measure(name, make, inputs, options.limit)
-        rows.append(row)
-        if options.out:
-            with options.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        told = row.get("error") or row.get("kept", "")
-        print(
-            f"{name:42} {row['stage']:8} {row['seconds']:6.1f} s {row.get('steps', 0):3} steps  "
-            f"{told[:150]}",
-            flush=True,
-        )
+    options = parser_of(__doc__, limit=300).parse_args()
+    rows = sweep(options, lambda *network: measure(*network, options.limit), told)
     print(summary(rows))
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from eslkit.budget import Iterations, Rates, Shares, spread
 from eslkit.errors import InputError
+from eslkit.graph.trace import check_model
 from eslkit.planners import Choices, plan_expansion, plan_scratch
-from eslkit.schedule import Schedule, check_model, own_policies
+from eslkit.schedule import Schedule, own_policies
 from eslkit.surgery.depth import clone
 from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy

@@ -18,6 +18,7 @@ from eslkit.draw import draw_plan
 from eslkit.driver import Callback, walk
 from eslkit.errors import InputError, PlanError
 from eslkit.files import write_atomically
+from eslkit.graph.trace import check_model
 from eslkit.manifest import StepRecord
 from eslkit.plan import Plan, Source, Step, fingerprint
 from eslkit.planners import Choices, Granularity, Order, plan_between, plan_expansion
@@ -35,7 +36,6 @@ __all__ = [
     "Result",
     "Schedule",
     "StepRecord",
-    "check_model",
     "own_policies",
     "schedule",
     "schedule_from",
@@ -409,18 +409,6 @@ def schedule_from(
     plan = told.spread(made.plan, iterations, budget, shares, teach)
     policies = own_policies(told.init)
     return Schedule(clone(target), plan, made.inputs, policies, clone(source), made.prepared)
-
-
-def check_model(model: object) -> None:
-    """Refuse what is no model.
-
-    Raises:
-        InputError: it is not a torch.nn.Module.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"The model is a {type(model).__name__}, expected a torch.nn.Module; pass an instance."
-        )
 
 
 def own_policies(*inits: str | Policy) -> dict[str, Policy]:

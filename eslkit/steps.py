@@ -14,7 +14,7 @@ from eslkit.plan import Plan, Step
 from eslkit.surgery.api import expand
 from eslkit.surgery.depth import clone, deepen, flatten_parts, flatten_step
 from eslkit.surgery.inherit import named_tensors
-from eslkit.surgery.inserted import Inserted
+from eslkit.surgery.inserted import own_names
 from eslkit.surgery.layers import remove_layers
 from eslkit.surgery.level import LevelBuilder
 from eslkit.surgery.policies import Policy
@@ -95,20 +95,16 @@ def apply_step(
 
 def _filled(deepened: nn.Module, model: nn.Module) -> nn.Module:
     """A copy of the deepened model with the weights of a model that it could have been made of."""
-    made = clone(deepened)
-    wrappers = [name for name, module in made.named_modules() if isinstance(module, Inserted)]
+    made, own = clone(deepened), own_names(deepened)
     values = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
     with torch.no_grad():
         for name, tensor in named_tensors(made).items():
-            own = name
-            for wrapper in reversed(wrappers):  # the innermost first
-                if own.startswith(f"{wrapper}.body."):
-                    own = f"{wrapper}.{own.removeprefix(f'{wrapper}.body.')}"
-            if not any(name.startswith(f"{wrapper}.level.") for wrapper in wrappers):
-                tensor.copy_(values[own])
+            module, _, key = name.rpartition(".")
+            if module in own:  # else it belongs to a level
+                tensor.copy_(values[f"{own[module]}.{key}" if own[module] else key])
     return made
 
 

@@ -87,7 +87,7 @@ def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         shown = repr(model)
         raise InputError(
-            f"expected a torch.nn.Module, got a {type(model).__name__}: "
+            f"The model is a {type(model).__name__}, expected a torch.nn.Module: "
             f"{shown if len(shown) < 60 else shown[:57] + '...'}; build the model first"
         )
 
