@@ -83,11 +83,13 @@ class Sizes:
             pieces: list[Tensor] = []
             position = 0
             for span, change in spans:
+                if span.start < position:  # another lane of the block before: all change alike
+                    continue
                 pieces.append(tensor.narrow(axis, position, span.start - position))
-                old, position = change.group.width, span.start + change.group.width * span.inner
+                old, position = change.group.width, span.start + change.group.width * span.step
                 own = tensor.narrow(axis, span.start, position - span.start)
                 index = torch.arange(change.new, device=tensor.device) * old // change.new
-                own = own.unflatten(axis, (old, span.inner)).index_select(axis, index)
+                own = own.unflatten(axis, (old, span.step)).index_select(axis, index)
                 summed = span.role == "consumer" or span.divided
                 if summed and (tensor.is_floating_point() or tensor.is_complex()):
                     own = own * (old / change.new)

@@ -393,3 +393,32 @@ def test_code_that_looks_at_values_in_eval_mode_alone_is_planned() -> None:
     assert {k: v.shape for k, v in back.state_dict().items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
+
+
+class Alternating(nn.Module):
+    """Attention whose q, k and v alternate along the channels, beside code that looks at values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(3, 8, 1)
+        self.qkv = nn.Conv2d(8, 24, 1)
+        self.leave = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        if y.abs().max() > 1e-12:
+            y = y + 1
+        q, k, v = self.qkv(y).reshape(y.shape[0], -1, 3, y.shape[2] * y.shape[3]).unbind(2)
+        seen = (q.mT @ k).softmax(-1)
+        return self.leave((v @ seen.mT).reshape(y.shape[0], -1, *y.shape[2:]))
+
+
+def test_values_of_channels_that_alternate_are_kept() -> None:
+    model, x = Alternating(), torch.rand(1, 3, 4, 4)
+    assert trace_fully(model, example_inputs=x).exported.runner.kind == "real"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", eslkit.ResizeWarning)
+        big = eslkit.expand(model, init="first", example_inputs=x)
+        back = eslkit.shrink(big, example_inputs=x)
+    assert big.qkv.weight.shape == (48, 16, 1, 1)
+    assert torch.equal(back.qkv.weight, model.qkv.weight)
