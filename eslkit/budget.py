@@ -34,6 +34,7 @@ def spread(
     rates: Rates = "restart",
     scale_rates: bool = False,
     teach: float = 0.0,
+    linear: int = 0,
 ) -> Plan:
     """A plan with what trainers are told of every step: iterations, learning rate, teacher.
 
@@ -53,6 +54,7 @@ def spread(
         rates: how the learning rate runs over the steps.
         scale_rates: whether networks that are larger than the small one learn at lower rates.
         teach: weight of the step before as a teacher, whose forward passes a budget counts.
+        linear: how many times as many channels lie inside of each layer; no budget counts them.
 
     Returns:
         The plan with new iterations; the total cost never exceeds the budget, unless a step would
@@ -63,7 +65,7 @@ def spread(
             fall of the learning rate over steps of unknown length.
     """
     _check(rates, teach)
-    told = {"rates": rates, "scale_rates": scale_rates, "teach": float(teach)}
+    told = {"rates": rates, "scale_rates": scale_rates, "teach": float(teach), "linear": linear}
     plan = plan.model_copy(update=told)
     if budget is None:
         if shares is not None:

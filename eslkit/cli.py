@@ -154,6 +154,9 @@ def plan(
         ),
     ] = None,
     teach: Annotated[float, typer.Option(help="weight of the step before as a teacher")] = 0.0,
+    linear: Annotated[
+        int | None, typer.Option(help="so many times the channels inside of each layer")
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the schedule")] = 0,
     protect: ProtectOption = None,
     draw: Annotated[Path | None, typer.Option(metavar="SVG", help="draw the steps")] = None,
@@ -169,6 +172,7 @@ def plan(
             "--step": step,
             "--order": order,
             "--factor": factor,
+            "--linear": linear,
         },
         source=source,
         paper_row=paper_row,
@@ -187,6 +191,7 @@ def plan(
         "rates": None if rates is None else _number_or_word(rates),
         "scale_rates": scale_rates,
         "teach": teach,
+        "linear": linear,
         "seed": seed,
         "recipe": recipe,
         "order": order,

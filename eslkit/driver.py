@@ -37,6 +37,7 @@ from eslkit.ranks import rank
 from eslkit.seeding import seeded
 from eslkit.store import RunStore, tensors_of
 from eslkit.surgery.depth import clone
+from eslkit.surgery.linear import collapse, expand_linearly
 from eslkit.trainer import StepContext, Trainer, checked_metrics
 
 __all__ = ["Callback", "Event", "Surgery", "walk"]
@@ -197,6 +198,8 @@ def _train(
     store, num_steps = run.store, len(run.plan.steps)
     where = _where(run, step)
     trained = clone(network)
+    if run.plan.linear:
+        expand_linearly(trained, run.plan.linear, seed=step.seed)
     try:
         folder = _begun(store, step, network)
     except StoreError as error:
@@ -207,6 +210,7 @@ def _train(
     try:
         with seeded(step.seed + rank()):
             metrics = run.trainer.fit(trained, context)
+        collapse(trained)
         weights, others = tensors_of(trained, leave_out=True), _others(trained)
         _check_weights(weights, _tensors(network), where=where)
         record = StepRecord(

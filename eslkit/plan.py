@@ -167,6 +167,8 @@ class Plan(_Frozen):
     """Whether a network n times as wide as the small one learns at an n-th of its rate."""
     teach: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """How much the network of the step before teaches that of a step; 0 for not at all."""
+    linear: int = Field(default=0, ge=0)
+    """How many times as many channels lie inside of each layer while it is trained; 0 for none."""
     protect: tuple[str, ...] = ()
     """Names that the user asked to leave as they are."""
     inputs: tuple[tuple[int, ...], ...] = ()

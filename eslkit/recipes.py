@@ -38,6 +38,8 @@ class Recipe:
     """How the learning rate runs over the steps."""
     scale_rates: bool = False
     """Whether larger networks learn at lower rates."""
+    linear: int = 0
+    """How many times as many channels lie inside of each layer while it is trained."""
 
     def told(self, **given: Any) -> Recipe:
         """The recipe with what its caller gives instead; None is not given."""
@@ -66,6 +68,7 @@ class Recipe:
             rates=self.rates,
             scale_rates=self.scale_rates,
             teach=teach,
+            linear=self.linear,
         )
 
 

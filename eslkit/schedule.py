@@ -27,6 +27,7 @@ from eslkit.steps import apply_step
 from eslkit.store import RunStore
 from eslkit.surgery.depth import clone
 from eslkit.surgery.level import LevelBuilder
+from eslkit.surgery.linear import check_linear
 from eslkit.surgery.policies import Policy
 from eslkit.surgery.resize import Prepared
 from eslkit.trainer import TrainerLike, as_trainer
@@ -116,7 +117,9 @@ class Schedule:
 
     def __str__(self) -> str:
         plan = self.plan
-        table = Table(box=box.SIMPLE_HEAD, title=f"{plan.model}: {len(self.steps)} trainings")
+        many = len(self.steps)
+        counted = f"{many} training{'' if many == 1 else 's'}"
+        table = Table(box=box.SIMPLE_HEAD, title=f"{plan.model}: {counted}")
         table.add_column("step", no_wrap=True)
         table.add_column("what changes", max_width=44)
         heads = ("parameters", "GFLOPs", "MiB forward", "MiB training", "iterations", "x scratch")
@@ -145,6 +148,11 @@ class Schedule:
         if plan.rates != "restart" or plan.scale_rates or plan.teach:
             rates = f"{plan.rates}{', lower for larger networks' if plan.scale_rates else ''}"
             table.caption += f" Learning rates: {rates}; weight of the teacher: {plan.teach:g}."
+        if plan.linear:
+            table.caption += (
+                f" Layers learn with {plan.linear} times their channels inside, which is not in "
+                "these figures."
+            )
         table.caption_justify = "left"
         return _printed(table)
 
@@ -236,6 +244,7 @@ def schedule(
     factor: float | None = None,
     order: Order | None = None,
     expand_init: str | Policy | None = None,
+    linear: int | None = None,
     example_inputs: Any = None,
     protect: Sequence[str] = (),
     iterations: Iterations | None = None,
@@ -275,6 +284,10 @@ def schedule(
             `inwards` from full resolution.
         expand_init: policy that fills the expanded network. `split` begins with what a trained
             model can do, `random` anew, as in the paper.
+        linear: linear expansion: while a step is trained, every convolution and linear layer learns
+            as a sum of itself and a product, with so many times as many channels inside; then it is
+            multiplied out, and nothing is lost. With `width=1, depth=0` it is all that happens. 0:
+            not at all. See `eslkit.surgery.linear`.
         example_inputs: what the model is called with: a tensor, a tuple of positional
             arguments or a mapping of keyword arguments; None infers it.
         protect: names of groups, layers or parameters that keep their width.
@@ -315,7 +328,9 @@ def schedule(
         expand_init=expand_init,
         rates=rates,
         scale_rates=scale_rates,
+        linear=linear,
     )
+    check_linear(model, told.linear)
     choices = Choices(
         init=told.init,
         granularity=told.granularity,
@@ -327,6 +342,7 @@ def schedule(
         seed=seed,
         at=(at,) if isinstance(at, str) else tuple(at or ()),
         level=level,
+        bare=bool(told.linear),
     )
     policies = own_policies(told.init, told.expand_init)
     made = plan_expansion(model, width=told.width, depth=told.depth, choices=choices)
@@ -345,6 +361,7 @@ def schedule_from(
     granularity: Granularity | None = None,
     factor: float | None = None,
     order: Order | None = None,
+    linear: int | None = None,
     example_inputs: Any = None,
     protect: Sequence[str] = (),
     iterations: Iterations | None = None,
@@ -368,6 +385,7 @@ def schedule_from(
         granularity: as for `schedule`.
         factor: as for `schedule`.
         order: as for `schedule`.
+        linear: as for `schedule`.
         example_inputs: with which both models run.
         protect: as for `schedule`.
         iterations: as for `schedule`.
@@ -395,7 +413,9 @@ def schedule_from(
         order=order,
         rates=rates,
         scale_rates=scale_rates,
+        linear=linear,
     )
+    check_linear(target, told.linear)
     choices = Choices(
         init=told.init,
         granularity=told.granularity,
