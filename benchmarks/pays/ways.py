@@ -20,6 +20,7 @@ from benchmarks.pays.tasks import Task
 from benchmarks.pays.training import train
 from eslkit.budget import spread
 from eslkit.surgery.depth import clone
+from eslkit.surgery.linear import product_macs
 from eslkit.surgery.optimizers import inherit_optimizer
 from eslkit.surgery.policies import (
     GroupChange,
@@ -184,15 +185,34 @@ def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outco
         made = eslkit.schedule(
             outcome.network, example_inputs=task.example, seed=seed + 1000 * lap, **options
         )
-        asked = spread(made.plan, teach=teach)
-        costs = [asked.update_macs(step) / asked.base_macs for step in asked.steps]
+        linear = made.plan.linear
+        asked = spread(made.plan, teach=teach, linear=linear)
+        inside = _products(made, task.batch_size)
+        costs = [
+            (asked.update_macs(step) + products) / asked.base_macs
+            for step, products in zip(asked.steps, inside, strict=True)
+        ]
         counts = counts_of(way.spread, costs, (budget - first) / way.rounds)
-        plan = spread(made.plan, iterations=counts, rates=rates, teach=teach)
+        plan = spread(made.plan, iterations=counts, rates=rates, teach=teach, linear=linear)
         trainer = _Trainer(way, task, seed, options["init"], steps, costs, lap)
         outcome.network = replace(made, plan=plan).run(trainer).model
         outcome.cost += sum(n * c for n, c in zip(trainer.counts, costs, strict=True))
         outcome.iterations += sum(trainer.counts)
     return outcome
+
+
+def _products(made: eslkit.Schedule, batch: int) -> list[float]:
+    """What linear expansion adds to an update of each step, in MACs for each sample of a batch."""
+    times = made.plan.linear
+    if not times:
+        return [0.0] * len(made.steps)
+    found: list[float] = []
+
+    def count(network: nn.Module, _step: StepContext) -> None:
+        found.append(product_macs(network, times) / batch)
+
+    replace(made, plan=made.plan.model_copy(update={"linear": 0})).run(count)
+    return found
 
 
 def counts_of(how: str, costs: Sequence[float], budget: float) -> list[int]:

@@ -118,7 +118,11 @@ def expandable_layers(model: nn.Module) -> tuple[str, ...]:
     Convolutions, transposed ones and linear layers of torch, and what is derived from them, whose
     weight is trained, is theirs alone, and is not parametrized otherwise.
     """
-    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    uses = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    )
     names: list[str] = []
     for name, module in model.named_modules():
         weight = dict(module.named_parameters(recurse=False)).get("weight")

@@ -152,6 +152,7 @@ class Tied(nn.Module):
         self.lazy = nn.LazyLinear(3)
         self.normed = parametrizations.weight_norm(nn.Linear(3, 3))
         self.free = nn.Linear(3, 3)
+        self.again = nn.ModuleList([self.free])
 
 
 def test_weights_that_are_not_a_layers_own_stay_as_they_are() -> None:
