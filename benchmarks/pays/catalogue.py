@@ -14,6 +14,7 @@ __all__ = [
     "COMBINED",
     "CUTS",
     "KNOBS",
+    "LINEAR",
     "PRESET",
     "STEPS",
     "knobs_of_task",
@@ -239,6 +240,17 @@ CUTS: dict[str, Way] = {
     )
 }
 """Which channels stay, when the same expanded network is cut back at once."""
+
+INSIDE = {"width": 1, "depth": 0, "linear": 4}
+
+LINEAR: dict[str, Way] = {
+    "linear": Way(walk=INSIDE),
+    "linear, half the rate": Way(walk=INSIDE, lr=4e-3),
+    "thrifty, linear": replace(
+        PRESET["thrifty"], walk={**(PRESET["thrifty"].walk or {}), "linear": 4}
+    ),
+}
+"""Linear expansion: of the small network alone, and beside another."""
 
 CEILING: dict[str, tuple[Way, int]] = {
     "scratch": (Way(), 128000),

@@ -21,6 +21,7 @@ from benchmarks.pays.catalogue import (
     COMBINED,
     CUTS,
     KNOBS,
+    LINEAR,
     PRESET,
     STEPS,
     knobs_of_task,
@@ -150,6 +151,7 @@ PARTS = (
     "knobs",
     "cuts",
     "combined",
+    "linear",
 )
 """What `runs_of` knows."""
 
@@ -237,6 +239,14 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
             Run(t, "4-8-16", f"cut by {name}", way, 16000, seed, data[t])
             for t in data
             for name, way in CUTS.items()
+            for seed in range(3)
+        ]
+    if part == "linear":
+        return [
+            Run(t, s, name, way, budget, seed, data[t])
+            for t, s in both
+            for budget in (*BUDGETS, 128000)
+            for name, way in LINEAR.items()
             for seed in range(3)
         ]
     if part == "combined":
