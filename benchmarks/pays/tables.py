@@ -45,8 +45,25 @@ def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def by_budget(part: str) -> str:
     """For each task and size, a table of ways and budgets; on test data."""
+    return _by_budget(_records(part))
+
+
+def beside(part: str) -> str:
+    """The same, with the small network alone and the recipe above; at the budgets of the part."""
+    own = _records(part)
+    asked = {(r["task"], r["size"], r["budget"]) for _, r in own}
+    others = [
+        (name, r)
+        for name, r in _records("baselines", "saturation", "ceiling")
+        if name in ("scratch", "restarts", "thrifty")
+        and (r["task"], r["size"], r["budget"]) in asked
+    ]
+    return _by_budget([*others, *own])
+
+
+def _by_budget(records: Iterable[tuple[str, Record]]) -> str:
     cells: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = defaultdict(dict)
-    for name, record in _records(part):
+    for name, record in records:
         rows = cells[record["task"], record["size"]]
         rows.setdefault(name, defaultdict(list))[record["budget"]].append(_score(record))
     parts: list[str] = []
@@ -216,6 +233,7 @@ TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "falls": ("cuts", falls),
     "combined": ("combined", by_budget),
     "ceiling": ("ceiling", by_budget),
+    "linear": ("linear", beside),
     "plain": ("plain", by_budget),
 }
 """Name of a table -> the part that it is of, and what makes it."""

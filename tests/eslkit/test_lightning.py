@@ -140,6 +140,16 @@ def test_resumed_inside_a_step_it_ends_in_the_same_bits(
     ]
 
 
+def test_layers_that_are_expanded_inside_resume_in_the_same_bits(tmp_path: Path) -> None:
+    plan = small_plan(iterations=15).model_copy(update={"linear": 2})
+    run(tmp_path / "whole", streamed(), plan=plan)
+    stop = streamed(callbacks=lambda step: [Stop(step, "CSL1", 11, KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stop, plan=plan)
+    run(tmp_path / "parts", streamed(), plan=plan)
+    assert final_bytes(tmp_path / "parts") == final_bytes(tmp_path / "whole")
+
+
 def test_it_goes_on_from_its_checkpoint_and_not_from_the_start(tmp_path: Path) -> None:
     seen: list[int] = []
 
