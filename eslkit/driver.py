@@ -210,8 +210,8 @@ def _train(
     try:
         with seeded(step.seed + rank()):
             metrics = run.trainer.fit(trained, context)
-        collapse(trained)
-        weights, others = tensors_of(trained, leave_out=True), _others(trained)
+        made = _collapsed(trained) if run.plan.linear else trained
+        weights, others = tensors_of(made, leave_out=True), _others(made)
         _check_weights(weights, _tensors(network), where=where)
         record = StepRecord(
             name=step.name,
@@ -237,6 +237,13 @@ def _train(
     except BaseException as error:  # noqa: BLE001  KeyboardInterrupt and SystemExit are marked too
         _stop(run, step, error, where=where)
     return weights, others, record
+
+
+def _collapsed(trained: nn.Module) -> nn.Module:
+    """A copy of a network whose layers are single weights again; the trainer's own stays."""
+    made = clone(trained)
+    collapse(made)
+    return made
 
 
 def _begun(store: RunStore | None, step: Step, network: nn.Module) -> Path | None:

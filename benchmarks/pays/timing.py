@@ -12,6 +12,7 @@ from torch import nn
 import eslkit
 from benchmarks.pays.tasks import Task, task
 from benchmarks.pays.training import train
+from eslkit.surgery.linear import expand_linearly, product_macs
 
 __all__ = ["times"]
 
@@ -29,6 +30,11 @@ def times(data: str) -> list[str]:
         work = task(name, data)
         for size in work.sizes:
             small = work.small(size, seed=0)
+            inside = work.small(size, seed=0)
+            more = product_macs(inside) / (work.batch_size * _macs(small, work))
+            expand_linearly(inside)
+            base, slower = _side_by_side(_updates(small, work), _updates(inside, work))
+            lines.append(_line(f"{name} {size}, linear 4", 1 + more, base, slower))
             for width, depth in ((1.5, 0), (2, 0), (2, 1)):
                 made = eslkit.schedule(
                     small,
@@ -39,12 +45,21 @@ def times(data: str) -> list[str]:
                 )
                 macs = made.plan.steps[0].macs / made.plan.base_macs
                 large = eslkit.expand(small, width=width, depth=depth, example_inputs=work.example)
-                base, more = _side_by_side(_updates(small, work), _updates(large, work))
-                lines.append(
-                    f"{name} {size}, width {width:g}, depth {depth}: {macs:.2f} times the FLOPs, "
-                    f"{more / base:.2f} times the time ({1e3 * base:.2f} and {1e3 * more:.2f} ms)"
-                )
+                base, slower = _side_by_side(_updates(small, work), _updates(large, work))
+                told = f"{name} {size}, width {width:g}, depth {depth}"
+                lines.append(_line(told, macs, base, slower))
     return lines
+
+
+def _macs(network: nn.Module, work: Task) -> int:
+    return eslkit.cost(network, example_inputs=work.example).macs
+
+
+def _line(told: str, macs: float, base: float, slower: float) -> str:
+    return (
+        f"{told}: {macs:.2f} times the FLOPs, {slower / base:.2f} times the time "
+        f"({1e3 * base:.2f} and {1e3 * slower:.2f} ms)"
+    )
 
 
 def _updates(network: nn.Module, work: Task) -> Callable[[], None]:

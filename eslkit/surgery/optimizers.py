@@ -15,6 +15,7 @@ from eslkit.graph.trace import trace_fully
 from eslkit.surgery.axes import AxisMap
 from eslkit.surgery.inherit import axis_maps, bound, carry, named_tensors
 from eslkit.surgery.level import Inserted
+from eslkit.surgery.linear import LinearExpansion
 from eslkit.surgery.policies import Policy, RefinesWeights, policy_of, random
 from eslkit.surgery.resize import prepare_resize
 from eslkit.surgery.widths import widths_towards
@@ -76,10 +77,12 @@ def inherit_optimizer(
 
     Raises:
         InputError: optimizers of two classes, or of other models; an entry of the state of which
-            it is not known what it averages; or weights that do not come from `source_model`.
+            it is not known what it averages; weights that do not come from `source_model`, or
+            layers that are expanded linearly.
         ResizeError: no widths of channel groups make one network from the other.
     """
     _check_classes(optimizer, source)
+    _check_single(model, source_model)
     old, new = _own_names(source_model), _own_names(model)
     trained = _trained(source, old, "source", "source_model")
     filled = _trained(optimizer, new, "optimizer", "model")
@@ -152,6 +155,14 @@ def _short_names(model: nn.Module) -> dict[str, str]:
 def _own_names(model: nn.Module) -> dict[str, nn.Parameter]:
     short = _short_names(model)
     return {short[name]: parameter for name, parameter in model.named_parameters()}
+
+
+def _check_single(*models: nn.Module) -> None:
+    if any(isinstance(module, LinearExpansion) for model in models for module in model.modules()):
+        raise InputError(
+            "With linear= the factors of every layer begin anew in each step, so an optimizer has "
+            "no state for them to inherit. Leave linear= or inherit_optimizer out."
+        )
 
 
 def _check_classes(optimizer: Optimizer, source: Optimizer) -> None:

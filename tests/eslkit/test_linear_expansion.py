@@ -267,6 +267,23 @@ def test_a_whole_walk_with_expanded_layers() -> None:
     assert type(back.run(fit).model) is UNet
 
 
+def test_an_optimizer_has_nothing_to_inherit() -> None:
+    model, x = UNet((4, 8)), torch.rand(1, 4, 16, 16)
+    kept: list[tuple[nn.Module, torch.optim.Optimizer]] = []
+
+    def carrying(network: nn.Module, step: StepContext) -> None:
+        optimizer = torch.optim.Adam(network.parameters())
+        for source_model, source in kept:
+            assert "encoder.0.conv1.parametrizations.weight.original1" in source_model.state_dict()
+            eslkit.inherit_optimizer(
+                optimizer, source, model=network, source_model=source_model, example_inputs=x
+            )
+        kept.append((network, optimizer))
+
+    with pytest.raises(InputError, match="factors of every layer begin anew"):
+        eslkit.schedule(model, linear=2, recipe="thrifty", example_inputs=x).run(carrying)
+
+
 @pytest.mark.parametrize("times", [-1, 1.5, True, "much"])
 def test_what_cannot_be_is_refused(times: Any) -> None:
     with pytest.raises(InputError, match="expected a whole number from 0"):
