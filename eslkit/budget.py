@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from eslkit.errors import InputError
 from eslkit.plan import Plan
+from eslkit.surgery.linear import check_times
 
 __all__ = ["Iterations", "Rates", "Shares", "spread"]
 
@@ -65,6 +66,7 @@ def spread(
             fall of the learning rate over steps of unknown length.
     """
     _check(rates, teach)
+    check_times(linear)
     told = {"rates": rates, "scale_rates": scale_rates, "teach": float(teach), "linear": linear}
     plan = plan.model_copy(update=told)
     if budget is None:

@@ -63,8 +63,8 @@ class Choices:
     whole: bool = True
     """Whether the plan must lead back to the model; otherwise it may end with the levels that
     were inserted still in place."""
-    bare: bool = False
-    """Whether the expansion may change nothing: layers are expanded inside."""
+    inside: bool = False
+    """Whether layers are expanded inside, so that the expansion may change nothing else."""
     label: str = ""
     """What the plan calls its granularity; empty for the granularity itself."""
 
@@ -115,10 +115,10 @@ def plan_expansion(
         TraceError, DepthError: as for `expand`.
     """
     chosen = choices or Choices()
-    _check_expansion(width, depth, bare=chosen.bare)
+    _check_expansion(width, depth, inside=chosen.inside)
     draft = _draft(model, model, chosen)
     draft.expand(width, depth)
-    if not depth and not draft.targets and not chosen.bare:
+    if not depth and not draft.targets and not chosen.inside:
         raise PlanError(
             f"No channel group of {type(model).__name__} gets wider by width={width}, so there is "
             "nothing to expand and to shrink back. A warning says why each group that is resizable "
@@ -263,7 +263,7 @@ def _named(draft: Draft, names: Sequence[str]) -> dict[str, int]:
     return widths
 
 
-def _check_expansion(width: object, depth: object, *, bare: bool) -> None:
+def _check_expansion(width: object, depth: object, *, inside: bool) -> None:
     given: list[Any] = list(width.values()) if isinstance(width, Mapping) else [width]
     for number in given:
         real = isinstance(number, (int, float)) and not isinstance(number, bool)
@@ -278,7 +278,7 @@ def _check_expansion(width: object, depth: object, *, bare: bool) -> None:
             )
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
         raise InputError(f"depth={depth!r}: expected a whole number of levels from 0")
-    if all(number == 1 for number in given) and depth < 1 and not bare:
+    if all(number == 1 for number in given) and depth < 1 and not inside:
         raise InputError(
             f"width={width} and depth={depth} change nothing; expand in width (2) or depth (1), or "
             "inside of the layers (linear=4)"

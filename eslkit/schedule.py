@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from eslkit.budget import Iterations, Rates, Shares
@@ -20,7 +16,8 @@ from eslkit.errors import InputError, PlanError
 from eslkit.files import write_atomically
 from eslkit.graph.trace import check_model
 from eslkit.manifest import StepRecord
-from eslkit.plan import Plan, Source, Step, fingerprint
+from eslkit.overview import overview
+from eslkit.plan import Plan, Step, fingerprint
 from eslkit.planners import Choices, Granularity, Order, plan_between, plan_expansion
 from eslkit.recipes import recipe_of
 from eslkit.steps import apply_step
@@ -31,7 +28,6 @@ from eslkit.surgery.linear import check_linear
 from eslkit.surgery.policies import Policy
 from eslkit.surgery.resize import Prepared
 from eslkit.trainer import TrainerLike, as_trainer
-from eslkit.words import describe, mebibytes
 
 __all__ = [
     "Result",
@@ -116,45 +112,7 @@ class Schedule:
         return f"Schedule({type(self.model).__name__}, {len(self.steps)} steps)"
 
     def __str__(self) -> str:
-        plan = self.plan
-        many = len(self.steps)
-        counted = f"{many} training{'' if many == 1 else 's'}"
-        table = Table(box=box.SIMPLE_HEAD, title=f"{plan.model}: {counted}")
-        table.add_column("step", no_wrap=True)
-        table.add_column("what changes", max_width=44)
-        heads = ("parameters", "GFLOPs", "MiB forward", "MiB training", "iterations", "x scratch")
-        for head in heads:
-            table.add_column(head, justify="right")
-        if plan.source is not None:
-            table.add_row("", "the large model as it is", *_figures(plan.source), "", "")
-        small = (plan.base_peak_activation_bytes, plan.base_training_bytes)
-        own = (f"{plan.base_parameters:,}", f"{2 * plan.base_macs / 1e9:.3f}")
-        table.add_row(
-            *("", "the small model as it is", *own, *map(mebibytes, small), "", "1.00"),
-            end_section=True,
-        )
-        for step in self.steps:
-            iterations = "" if step.iterations is None else f"{step.iterations:,}"
-            cost = f"{plan.cost(step):.2f}"
-            row = (step.name, describe(step, plan), *_figures(step), iterations, cost)
-            table.add_row(*row, end_section=step is self.steps[-1])
-        total = sum(map(plan.cost, self.steps))
-        table.add_row("all", "training cost of the whole schedule", *[""] * 5, f"{total:.2f}")
-        table.caption = (
-            "x scratch: FLOPs against training the small model for as long as the last step. MiB, "
-            "for inputs of these shapes: activations of a forward pass; a training with Adam, with "
-            "what autograd keeps."
-        )
-        if plan.rates != "restart" or plan.scale_rates or plan.teach:
-            rates = f"{plan.rates}{', lower for larger networks' if plan.scale_rates else ''}"
-            table.caption += f" Learning rates: {rates}; weight of the teacher: {plan.teach:g}."
-        if plan.linear:
-            table.caption += (
-                f" Layers learn with {plan.linear} times their channels inside, which is not in "
-                "these figures."
-            )
-        table.caption_justify = "left"
-        return _printed(table)
+        return overview(self.plan)
 
     def draw(self, path: str | Path) -> None:
         """Draw the model's U in every step as an SVG file.
@@ -342,7 +300,7 @@ def schedule(
         seed=seed,
         at=(at,) if isinstance(at, str) else tuple(at or ()),
         level=level,
-        bare=bool(told.linear),
+        inside=bool(told.linear),
     )
     policies = own_policies(told.init, told.expand_init)
     made = plan_expansion(model, width=told.width, depth=told.depth, choices=choices)
@@ -448,16 +406,3 @@ def own_policies(*inits: str | Policy) -> dict[str, Policy]:
                 "policies apart by name. Give one of them another __name__."
             )
     return policies
-
-
-def _figures(network: Step | Source) -> tuple[str, str, str, str]:
-    memory = (network.peak_activation_bytes, network.training_bytes)
-    flops = f"{2 * network.macs / 1e9:.3f}"
-    return f"{network.parameters:,}", flops, mebibytes(memory[0]), mebibytes(memory[1])
-
-
-def _printed(table: Table) -> str:
-    console = Console(file=StringIO(), width=120, color_system=None, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip()

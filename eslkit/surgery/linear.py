@@ -25,6 +25,7 @@ from eslkit.errors import InputError
 __all__ = [
     "LinearExpansion",
     "check_linear",
+    "check_times",
     "collapse",
     "expand_linearly",
     "expandable_layers",
@@ -134,6 +135,8 @@ def expandable_layers(model: nn.Module) -> tuple[str, ...]:
             and weight.is_floating_point()
             and uses[id(weight)] == 1
             and weight.numel()
+            and weight.dim() > 1
+            and len(weight) % _groups(module) == 0
         ):
             names.append(name)
     return tuple(names)
@@ -175,7 +178,7 @@ def expand_linearly(model: nn.Module, times: int = 4, *, seed: int = 0) -> tuple
         >>> list(model.state_dict())
         ['0.weight', '0.bias']
     """
-    _check_times(times, least=1)
+    check_times(times, least=1)
     generator = torch.Generator().manual_seed(seed)
     names = expandable_layers(model)
     for name in names:
@@ -187,7 +190,8 @@ def expand_linearly(model: nn.Module, times: int = 4, *, seed: int = 0) -> tuple
 def product_macs(model: nn.Module, times: int = 4) -> int:
     """Multiply-accumulates that the products of linear expansion add to an update's forward pass.
 
-    They do not depend on the batch, so for a share divide by the batch's: `eslkit.cost(model, x)`.
+    They do not depend on the batch: for their share, divide by what a batch takes, as
+    `eslkit.cost(model, example_inputs=batch).macs` says.
 
     Args:
         model: the model without expansion.
@@ -199,12 +203,16 @@ def product_macs(model: nn.Module, times: int = 4) -> int:
 
 def _of(layer: nn.Module, times: int, generator: torch.Generator | None = None) -> LinearExpansion:
     return LinearExpansion(
-        groups=int(getattr(layer, "groups", 1)),
+        groups=_groups(layer),
         transposed=isinstance(layer, _TRANSPOSED),
         times=times,
         generator=generator,
         order=tuple(name for name, _ in layer.named_parameters(recurse=False)),
     )
+
+
+def _groups(layer: nn.Module) -> int:
+    return 1 if isinstance(layer, nn.Linear) else cast(nn.Conv2d, layer).groups
 
 
 def collapse(model: nn.Module) -> tuple[str, ...]:
@@ -218,9 +226,8 @@ def collapse(model: nn.Module) -> tuple[str, ...]:
     """
     names: list[str] = []
     for name, layer in list(model.named_modules()):
-        kept = dict(layer.named_children()).get(
-            "parametrizations"
-        )  # not what a wrapper answers for its inside
+        # by its children: a wrapper may answer getattr for what is inside of it
+        kept = dict(layer.named_children()).get("parametrizations")
         if not isinstance(kept, nn.ModuleDict) or "weight" not in kept:
             continue
         (*_, last) = cast(parametrize.ParametrizationList, kept["weight"])
@@ -249,7 +256,7 @@ def check_linear(model: nn.Module, times: int) -> None:
     Raises:
         InputError: it is no whole number from 0, or there is no such layer.
     """
-    _check_times(times, least=0)
+    check_times(times)
     if times and not expandable_layers(model):
         raise InputError(
             f"linear={times}: {type(model).__name__} has no convolution or linear layer whose "
@@ -258,7 +265,12 @@ def check_linear(model: nn.Module, times: int) -> None:
         )
 
 
-def _check_times(times: object, *, least: int) -> None:
+def check_times(times: object, *, least: int = 0) -> None:
+    """Raise unless it is a whole number from `least`.
+
+    Raises:
+        InputError: it is not.
+    """
     if not isinstance(times, int) or isinstance(times, bool) or times < least:
         raise InputError(
             f"linear={times!r}: expected a whole number from {least}, such as 4: how many times as "
