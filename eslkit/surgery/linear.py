@@ -17,6 +17,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -68,9 +69,15 @@ class LinearExpansion(nn.Module):
             left: (groups, outputs of a group, inner).
             right: (groups, inner, inputs of a group times the kernel's positions).
         """
-        with torch.autocast(own.device.type, enabled=False):
-            product = left @ right
-            return own + self._weight(product, own)
+        kind = own.device.type
+        if is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self._sum(own, left, right)
+        return self._sum(own, left, right)
+
+    def _sum(self, own: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        # One operation: networks that stay small spend their time on the number of operations.
+        return self._weight(torch.baddbmm(self._matrix(own), left, right), own)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Three tensors that make the weight: the product begins as zero, its factors do not.
