@@ -95,7 +95,9 @@ def plan(
     input: InputOption = None,  # noqa: A002
     recipe: Annotated[
         str | None,
-        typer.Option(help="what holds for options not given: paper; thrifty [with --budget]"),
+        typer.Option(
+            help="what holds for options not given: paper; thrifty [with --budget]; linear"
+        ),
     ] = None,
     width: Annotated[
         list[str] | None, typer.Option(help="multiplier of the expansion [2]; or NAME=1.5, each")

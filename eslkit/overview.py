@@ -49,7 +49,10 @@ def overview(plan: Plan) -> str:
         "what autograd keeps."
     )
     if plan.rates != "restart" or plan.scale_rates or plan.teach:
-        rates = f"{plan.rates}{', lower for larger networks' if plan.scale_rates else ''}"
+        lower = ", lower for larger networks" if plan.scale_rates else ""
+        if plan.scale_rates and plan.linear:
+            lower = f"{lower} and for layers that are larger inside"
+        rates = f"{plan.rates}{lower}"
         table.caption += f" Learning rates: {rates}; weight of the teacher: {plan.teach:g}."
     if plan.linear:
         table.caption += (

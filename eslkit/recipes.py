@@ -37,7 +37,7 @@ class Recipe:
     rates: Rates = "restart"
     """How the learning rate runs over the steps."""
     scale_rates: bool = False
-    """Whether larger networks learn at lower rates."""
+    """Whether larger networks, and layers that are larger inside, learn at lower rates."""
     linear: int = 0
     """How many times as many channels lie inside of each layer while it is trained."""
 
@@ -81,12 +81,21 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             shares={"last": "70%"},
             scale_rates=True,
         ),
+        "linear": Recipe(
+            width=1,
+            depth=0,
+            granularity="direct",
+            shares={"last": "70%"},
+            scale_rates=True,
+            linear=4,
+        ),
     }
 )
 """Name -> recipe. `paper` is ESL3 of "TSDN: Two-Stage Raw Denoising in the Dark", IEEE TIP 2023;
 `thrifty` came out ahead of it for the same computation wherever both were measured ("Does it pay?"
 in the documentation): twice the width, no level, back in one step, most of the computation for the
-small network."""
+small network. `linear` widens nothing but the inside of layers, so that one training is all; with
+a `width` or `depth` of your own it is `thrifty` with that."""
 
 
 def recipe_of(name: str | None, *, budgeted: bool = False) -> Recipe:

@@ -217,9 +217,10 @@ def schedule(
 
     Args:
         model: the small model; it is copied and never touched.
-        recipe: what holds for the options that are not given: `paper`, the paper's ESL3, or
-            `thrifty`, which spends one budget better; see `eslkit.recipes.RECIPES`. None is
-            `thrifty` with a `budget` and `paper` without.
+        recipe: what holds for the options that are not given: `paper`, the paper's ESL3;
+            `thrifty`, which spends one budget better; or `linear`, which expands only the inside
+            of layers; see `eslkit.recipes.RECIPES`. None is `thrifty` with a `budget` and `paper`
+            without.
         width: width multiplier of the expansion; or a table of multipliers by group, layer,
             pattern (`decoder.*`) or level (`level 3`), where the last that matches counts and
             groups that none matches keep their width.
@@ -261,7 +262,8 @@ def schedule(
             in every step, as in the paper. A number such as 0.1: anew, but after the first step
             only so high. `once`: one fall over all steps, which needs `iterations` or `budget`.
         scale_rates: whether `step.rate` is lower for networks larger than the small one: a network
-            n times as wide, by the square root of what it computes, learns at an n-th of the rate.
+            n times as wide, by the square root of what it computes, learns at an n-th of the rate,
+            and layers with `linear=n` at the rate over the square root of n.
         teach: how much the network of the step before teaches the next, beside the truth; the
             trainer is given it as `step.teacher`. 0, as in the paper: not at all.
         seed: seed of the whole schedule; every step gets one of its own from it.

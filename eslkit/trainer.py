@@ -70,7 +70,7 @@ class StepContext:
         `restart` runs through the shape in every step, a number does so at that part of the height
         in all steps but the first, `once` runs through it once over all steps. With `scale_rates`
         all of it is lower by as much as the step's network is wider than the small one: by the
-        square root of what more it computes.
+        square root of what more it computes; and, with `linear`, by the square root of that.
 
         Args:
             iteration: updates made in this step, from 0.
@@ -93,9 +93,11 @@ class StepContext:
 
     def _height(self) -> float:
         plan, macs = self.plan, self.step.macs
-        if not plan.scale_rates or not plan.base_macs or macs <= plan.base_macs:
+        if not plan.scale_rates:
             return 1.0
-        return math.sqrt(plan.base_macs / macs)
+        wider = macs / plan.base_macs if plan.base_macs else 1.0
+        # Adam moves a weight by both factors of its product, too.
+        return 1 / math.sqrt(max(1.0, wider) * max(1, plan.linear))
 
     def _updates(self, step: Step, given: int | None) -> int:
         count = given or step.iterations

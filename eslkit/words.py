@@ -51,7 +51,8 @@ def _expansion(step: Step, plan: Plan) -> str:
     if step.depth:
         parts.append(f"{step.depth} level{'s' if step.depth > 1 else ''} deeper")
     if not parts:
-        return "train it from random weights" if step.init == "random" else "train it as it is"
+        start = "from random weights" if step.init == "random" else "as it is"
+        return f"train it {start}{', its layers larger inside' if plan.linear else ''}"
     return "expand: " + ", ".join(parts)
 
 

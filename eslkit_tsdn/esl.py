@@ -84,7 +84,7 @@ class FitTrainer:
         iterations = step.iterations or self.budget.iterations
         changes: dict[str, Any] = {"iterations": iterations}
         how: dict[str, Any] = {}
-        if step.plan.rates != "restart":
+        if step.plan.rates != "restart" or step.plan.scale_rates:
             how["rate"] = partial(step.rate, iterations=iterations, shape=learning_rate_factor)
         if step.teacher is not None:
             how["loss"] = _Taught(step.teacher, step.teach, self.budget.weights)

@@ -14,6 +14,7 @@ from benchmarks.pays.catalogue import PRESET
 from benchmarks.pays.page import PAGE, filled
 from benchmarks.pays.study import PARTS, known_data, read, runs_of
 from benchmarks.pays.ways import Way, counts_of
+from eslkit.trainer import StepContext
 from eslkit_tsdn.models import UNet
 
 COUNTS = ("task", "size", "way", "budget", "seed", "data")
@@ -54,3 +55,16 @@ def test_the_preset_that_is_measured_is_the_librarys(budget: int) -> None:
         example_inputs=x,
     ).plan
     assert again == plan
+
+
+def test_linear_expansion_that_is_measured_is_the_librarys_recipe() -> None:
+    way, x = PRESET["linear"], torch.zeros(1, 4, 8, 8)
+    plan = eslkit.schedule(UNet((2, 3)), recipe="linear", budget=60, example_inputs=x).plan
+    assert way.walk is not None
+    again = eslkit.schedule(UNet((2, 3)), **way.walk, iterations=60, example_inputs=x).plan
+    free = {"scale_rates": False, "granularity": again.granularity}
+    assert again == plan.model_copy(update=free)
+    asked = StepContext(plan.steps[0], 1, None, 0, plan)
+    control = StepContext(again.steps[0], 1, None, 0, again)
+    for done in range(60):
+        assert Way().lr * asked.rate(done) == pytest.approx(way.lr * control.rate(done))

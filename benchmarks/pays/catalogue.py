@@ -42,7 +42,11 @@ BASELINES: dict[str, Way] = {
 the control that restarts does so as often as ESL has trainings."""
 
 
-def _preset() -> Way:
+INSIDE = {"width": 1, "depth": 0, "linear": 4}
+"""Linear expansion of the small network alone."""
+
+
+def _thrifty() -> Way:
     """The library's recipe, its options written out."""
     told = recipe_of("thrifty")
     share = told.shares["last"] if told.shares else ""
@@ -58,8 +62,8 @@ def _preset() -> Way:
     )
 
 
-PRESET: dict[str, Way] = {"thrifty": _preset()}
-"""What the library offers."""
+PRESET: dict[str, Way] = {"thrifty": _thrifty(), "linear": Way(walk=INSIDE, lr=4e-3)}
+"""What the library offers; `linear` learns at half the rate, as its `scale_rates` has it."""
 
 
 def _walks(**walk: Any) -> Way:
@@ -241,21 +245,24 @@ CUTS: dict[str, Way] = {
 }
 """Which channels stay, when the same expanded network is cut back at once."""
 
-INSIDE = {"width": 1, "depth": 0, "linear": 4}
-
 LINEAR: dict[str, Way] = {
-    "linear": Way(walk=INSIDE),
-    "linear, half the rate": Way(walk=INSIDE, lr=4e-3),
+    "linear": PRESET["linear"],
+    "linear, one rate": Way(walk=INSIDE),
+    **{
+        f"linear {times}": Way(walk={**INSIDE, "linear": times}, by_width=True)
+        for times in (1, 2, 8, 16)
+    },
     "thrifty, linear": replace(
         PRESET["thrifty"], walk={**(PRESET["thrifty"].walk or {}), "linear": 4}
     ),
 }
-"""Linear expansion: of the small network alone, and beside another."""
+"""Linear expansion: of the small network alone, more or less of it, and beside another."""
 
 CEILING: dict[str, tuple[Way, int]] = {
     "scratch": (Way(), 128000),
     "restarts": (Way(restarts=0), 128000),
     "thrifty": (PRESET["thrifty"], 128000),
+    "linear": (PRESET["linear"], 128000),
     "direct, taylor": (
         Way(walk={"granularity": "direct", "init": "taylor"}, spread="last 0.4", by_width=True),
         160000,

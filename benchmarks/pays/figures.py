@@ -25,6 +25,7 @@ COLOURS = {
     "prune and finetune": "#1f6fb2",
     "distillation": "#7b4ea3",
     "thrifty": "#2e9a5e",
+    "linear": "#d4a017",
 }
 
 Points = dict[float, list[tuple[float, float, float]]]

@@ -245,7 +245,7 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
         return [
             Run(t, s, name, way, budget, seed, data[t])
             for t, s in both
-            for budget in (*BUDGETS, 128000)
+            for budget in BUDGETS
             for name, way in LINEAR.items()
             for seed in range(3)
         ]

@@ -74,7 +74,8 @@ class Way:
     clip: float = 0.1
     """Largest norm of the gradient; 0 for none. The part `plain` is without the two."""
     by_width: bool = False
-    """Whether a network n times as wide starts with an n-th of the learning rate."""
+    """Whether a network n times as wide starts with an n-th of the learning rate, and layers n
+    times as large inside with the square root of an n-th: the library's `scale_rates`."""
 
     def told(self) -> dict[str, Any]:
         """For a file: the learning rate, and what else differs from the defaults."""
@@ -193,7 +194,14 @@ def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outco
             for step, products in zip(asked.steps, inside, strict=True)
         ]
         counts = counts_of(way.spread, costs, (budget - first) / way.rounds)
-        plan = spread(made.plan, iterations=counts, rates=rates, teach=teach, linear=linear)
+        plan = spread(
+            made.plan,
+            iterations=counts,
+            rates=rates,
+            scale_rates=way.by_width,
+            teach=teach,
+            linear=linear,
+        )
         trainer = _Trainer(way, task, seed, options["init"], steps, costs, lap)
         outcome.network = replace(made, plan=plan).run(trainer).model
         outcome.cost += sum(n * c for n, c in zip(trainer.counts, costs, strict=True))
@@ -303,7 +311,7 @@ class _Trainer:
             watch=log,
             stop=stop,
             average=self.way.average,
-            lr=self.way.lr * self._height(step),
+            lr=self.way.lr,
             warmup=self.way.warmup,
             clip=self.way.clip,
         )
@@ -320,11 +328,6 @@ class _Trainer:
             return partial(step.rate, iterations=count)
         each = math.ceil(count / self.way.cycles)
         return lambda done: step.rate(done % each, iterations=each)
-
-    def _height(self, step: StepContext) -> float:
-        if not self.way.by_width:
-            return 1.0
-        return min(1.0, math.sqrt(step.plan.base_macs / step.step.macs))
 
     def _begin(
         self, model: nn.Module, step: StepContext

@@ -29,17 +29,18 @@ def plan(**options: Any) -> Plan:
 def written_out(name: str) -> dict[str, Any]:
     """The options of a recipe, as a caller without recipes would pass them."""
     told = recipe_of(name)
-    names = ("width", "depth", "init", "granularity", "order", "expand_init")
+    names = ("width", "depth", "init", "granularity", "order", "expand_init", "linear")
     return {key: getattr(told, key) for key in (*names, "rates", "scale_rates")}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_its_options_written_out(name: str) -> None:
-    told, other = written_out(name), "paper" if name == "thrifty" else "thrifty"
-    shares = recipe_of(name).shares or {"*": 1}
+    told = written_out(name)
     made = plan(recipe=name, budget=900)
-    assert made == plan(recipe=other, **told, budget=900, shares=shares)
-    assert plan(recipe=name, iterations=5) == plan(recipe=other, **told, iterations=5)
+    shares = None if len(made.steps) == 1 else recipe_of(name).shares or {"*": 1}
+    for other in RECIPES.keys() - {name}:
+        assert made == plan(recipe=other, **told, budget=900, shares=shares)
+        assert plan(recipe=name, iterations=5) == plan(recipe=other, **told, iterations=5)
 
 
 @pytest.mark.parametrize("copies", ["preserve", "split"])
@@ -70,6 +71,7 @@ OTHER: dict[str, Any] = {
     "expand_init": "first",
     "rates": 0.3,
     "scale_rates": False,
+    "linear": 3,
 }
 
 
@@ -78,6 +80,8 @@ OTHER: dict[str, Any] = {
 def test_what_is_given_counts(name: str, option: str) -> None:
     options = {**written_out(name), option: OTHER[option]}
     shares = {"first": 2, "last": 3}
+    if len(plan(**options).steps) == 1:
+        shares = {"last": "100%"}
     made = plan(recipe=name, budget=900, shares=shares, **{option: OTHER[option]})
     assert made == plan(**options, budget=900, shares=shares)
 
@@ -97,7 +101,9 @@ def test_a_large_model_comes_down_by_a_recipe() -> None:
 
 
 def test_no_recipe_of_that_name() -> None:
-    with pytest.raises(InputError, match="recipe='generous': expected one of 'paper', 'thrifty'"):
+    with pytest.raises(
+        InputError, match="recipe='generous': expected one of 'paper', 'thrifty', 'linear'"
+    ):
         plan(recipe="generous")
 
 
@@ -119,9 +125,10 @@ def test_the_command_line_has_recipes() -> None:
     st.integers(0, 30),
     st.lists(st.integers(0, 10**12), min_size=3, max_size=3),
     st.integers(0, 10**12),
+    st.integers(0, 9),
 )
-def test_scaled_rates_fall_with_the_width(
-    rates: Any, iteration: int, macs: list[int], base: int
+def test_scaled_rates_fall_with_the_width_of_networks_and_of_the_inside_of_layers(
+    rates: Any, iteration: int, macs: list[int], base: int, linear: int
 ) -> None:
     plain = spread(small_plan(iterations=40), rates=rates)
     steps = tuple(
@@ -129,12 +136,12 @@ def test_scaled_rates_fall_with_the_width(
         for step, count in zip(plain.steps, macs, strict=True)
     )
     plain = plain.model_copy(update={"steps": steps, "base_macs": base})
-    scaled = spread(plain, rates=rates, scale_rates=True)
+    scaled = spread(plain, rates=rates, scale_rates=True, linear=linear)
     for before, after in zip(plain.steps, scaled.steps, strict=True):
         one = StepContext(before, 3, None, 0, plain).rate(iteration)
         low = StepContext(after, 3, None, 0, scaled).rate(iteration)
         width = math.sqrt(before.macs / base) if base else 1.0
-        assert low == pytest.approx(one / max(width, 1.0))
+        assert low == pytest.approx(one / max(width, 1.0) / math.sqrt(linear or 1))
         assert low <= one
 
 

@@ -97,6 +97,14 @@ def test_a_row_of_the_paper_s_tables():
     assert first.name == "EL"
 
 
+def test_layers_that_are_larger_inside_learn_at_the_lower_rate_that_is_asked_for():
+    go = partial(train_esl, network(1), source(), machine=CPU, width=1, depth=0, linear=4)
+    asked = go(budget=BUDGET, scale_rates=True).model
+    half = go(budget=BUDGET.model_copy(update={"lr": BUDGET.lr / 2})).model
+    assert same_bits(asked, half)
+    assert not same_bits(asked, go(budget=BUDGET).model)
+
+
 def test_a_teacher_and_a_falling_rate_are_those_of_a_plain_loop():
     """Two steps by hand: L1 against the truth and half as much against the step before."""
     start, data, rates = network(), source(), list[float]()
