@@ -246,6 +246,8 @@ CUTS: dict[str, Way] = {
 """Which channels stay, when the same expanded network is cut back at once."""
 
 LINEAR: dict[str, Way] = {
+    "scratch, half the rate": Way(lr=4e-3),
+    "restarts, half the rate": Way(restarts=0, lr=4e-3),
     "linear": PRESET["linear"],
     "linear, one rate": Way(walk=INSIDE),
     **{
@@ -256,7 +258,8 @@ LINEAR: dict[str, Way] = {
         PRESET["thrifty"], walk={**(PRESET["thrifty"].walk or {}), "linear": 4}
     ),
 }
-"""Linear expansion: of the small network alone, more or less of it, and beside another."""
+"""Linear expansion: of the small network alone, more or less of it, and beside another; and the
+controls at its learning rate."""
 
 CEILING: dict[str, tuple[Way, int]] = {
     "scratch": (Way(), 128000),

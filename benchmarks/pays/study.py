@@ -243,9 +243,10 @@ def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
         ]
     if part == "linear":
         return [
-            Run(t, s, name, way, budget, seed, data[t])
-            for t, s in both
-            for budget in BUDGETS
+            Run(t, s, name, way if way.restarts else replace(way, restarts=STEPS[t]), cost, seed, d)
+            for t, d in data.items()
+            for s in ("4-8-16", "8-16-32")
+            for cost in BUDGETS
             for name, way in LINEAR.items()
             for seed in range(3)
         ]
