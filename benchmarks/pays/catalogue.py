@@ -14,6 +14,7 @@ __all__ = [
     "COMBINED",
     "CUTS",
     "KNOBS",
+    "LENGTHS",
     "LINEAR",
     "PRESET",
     "STEPS",
@@ -246,8 +247,6 @@ CUTS: dict[str, Way] = {
 """Which channels stay, when the same expanded network is cut back at once."""
 
 LINEAR: dict[str, Way] = {
-    "scratch, half the rate": Way(lr=4e-3),
-    "restarts, half the rate": Way(restarts=0, lr=4e-3),
     "linear": PRESET["linear"],
     "linear, one rate": Way(walk=INSIDE),
     **{
@@ -258,8 +257,15 @@ LINEAR: dict[str, Way] = {
         PRESET["thrifty"], walk={**(PRESET["thrifty"].walk or {}), "linear": 4}
     ),
 }
-"""Linear expansion: of the small network alone, more or less of it, and beside another; and the
-controls at its learning rate."""
+"""Linear expansion: of the small network alone, more or less of it, and beside another."""
+
+LENGTHS: dict[str, Way] = {
+    f"{name}, lr {lr:g}": replace(way, lr=lr)
+    for name, way in {**{n: BASELINES[n] for n in ("scratch", "restarts")}, **PRESET}.items()
+    for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+}
+"""What the table of results compares last, with other learning rates: long trainings want lower
+ones than short ones. `linear` beside the others at the same rate has twice their `scale_rates`."""
 
 CEILING: dict[str, tuple[Way, int]] = {
     "scratch": (Way(), 128000),

@@ -8,10 +8,10 @@ import json
 import multiprocessing
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from benchmarks.pays.catalogue import (
     COMBINED,
     CUTS,
     KNOBS,
+    LENGTHS,
     LINEAR,
     PRESET,
     STEPS,
@@ -140,22 +141,11 @@ def carry_out_all(
                     break
 
 
-PARTS = (
-    "rate",
-    "saturation",
-    "ceiling",
-    "baselines",
-    "half",
-    "plain",
-    "tuning",
-    "knobs",
-    "cuts",
-    "combined",
-    "linear",
-)
-"""What `runs_of` knows."""
-
 BUDGETS = (1000, 4000, 16000, 64000)
+SMALL, BOTH = ("4-8-16",), ("4-8-16", "8-16-32")
+SEEDS = range(3)
+
+Data = Mapping[str, str]
 
 
 def known_data() -> dict[str, str]:
@@ -163,99 +153,128 @@ def known_data() -> dict[str, str]:
     return {record["task"]: record["data"] for record in read().values()}
 
 
-def runs_of(part: str, data: Mapping[str, str]) -> list[Run]:
+def _runs(
+    data: Data,
+    ways: Mapping[str, Way],
+    budgets: Iterable[int],
+    *,
+    sizes: Iterable[str] = BOTH,
+    seeds: Iterable[int] = SEEDS,
+) -> list[Run]:
+    """Each way with each budget, on each task, at each size, with each seed."""
+    return [
+        Run(task, size, name, _restarting(way, task), budget, seed, digest)
+        for task, digest in data.items()
+        for size, budget, (name, way), seed in product(sizes, budgets, ways.items(), seeds)
+    ]
+
+
+def _restarting(way: Way, task: str) -> Way:
+    """The way; the control that restarts does so as often as ESL has trainings."""
+    return way if way.restarts else replace(way, restarts=STEPS[task])
+
+
+def _rate(data: Data) -> list[Run]:
+    rates = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+    return _runs(data, {f"scratch, lr {lr:g}": Way(lr=lr) for lr in rates}, [4000], seeds=[0])
+
+
+def _saturation(data: Data) -> list[Run]:
+    return _runs(data, {"scratch": Way()}, (2000, 8000, 32000, 128000, 256000))
+
+
+def _ceiling(data: Data) -> list[Run]:
+    return [
+        run for name, (way, cost) in CEILING.items() for run in _runs(data, {name: way}, [cost])
+    ]
+
+
+def _baselines(data: Data) -> list[Run]:
+    return _runs(data, {**BASELINES, **PRESET}, BUDGETS)
+
+
+def _half(data: Data) -> list[Run]:
+    return _runs(data, PRESET, [budget // 2 for budget in BUDGETS])
+
+
+def _plain(data: Data) -> list[Run]:
+    """One learning rate for all, unless the name says otherwise."""
+    return [
+        replace(run, way=replace(run.way, warmup=0, clip=0.0, **how))
+        for how, parts in (
+            ({"by_width": False}, ("baselines", "knobs")),
+            ({}, ("ceiling", "rate", "tuning", "combined")),
+        )
+        for part in parts
+        for run in runs_of(part, data)
+        if run.seed == 0
+    ]
+
+
+def _tuning(data: Data) -> list[Run]:
+    rated = {
+        f"{name}, {rate_of(other)}": other
+        for name, way in BASELINES.items()
+        for other in other_rates(way)
+    }
+    return _runs(data, rated, [16000], sizes=SMALL, seeds=[0])
+
+
+def _knobs(data: Data) -> list[Run]:
+    return [
+        run
+        for task, digest in data.items()
+        for run in _runs(
+            {task: digest},
+            {**KNOBS, **knobs_of_task(task)},
+            [16000],
+            sizes=SMALL,
+            seeds=range(2),
+        )
+    ]
+
+
+def _cuts(data: Data) -> list[Run]:
+    ways = {f"cut by {name}": way for name, way in CUTS.items()}
+    return _runs(data, ways, [16000], sizes=SMALL)
+
+
+def _combined(data: Data) -> list[Run]:
+    return _runs(data, COMBINED, (16000, 64000), sizes=SMALL)
+
+
+def _linear(data: Data) -> list[Run]:
+    return _runs(data, LINEAR, BUDGETS)
+
+
+def _lengths(data: Data) -> list[Run]:
+    return _runs(data, LENGTHS, (4000, 16000, 64000, 128000))
+
+
+PARTS: Mapping[str, Callable[[Data], list[Run]]] = {
+    "rate": _rate,
+    "saturation": _saturation,
+    "ceiling": _ceiling,
+    "baselines": _baselines,
+    "half": _half,
+    "plain": _plain,
+    "tuning": _tuning,
+    "knobs": _knobs,
+    "cuts": _cuts,
+    "combined": _combined,
+    "linear": _linear,
+    "lengths": _lengths,
+}
+"""Name -> runs of a part of the study."""
+
+
+def runs_of(part: str, data: Data) -> list[Run]:
     """The runs of a part of the study.
 
     Args:
         part: its name.
         data: task -> digest of its data; tasks that are not there are left out.
     """
-    both = [(t, s) for t in data for s in ("4-8-16", "8-16-32")]
-    if part == "rate":
-        return [
-            Run(t, s, f"scratch, lr {lr:g}", Way(lr=lr), 4000, 0, data[t])
-            for t, s in both
-            for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
-        ]
-    if part == "saturation":
-        return [
-            Run(t, s, "scratch", Way(), budget, seed, data[t])
-            for t, s in both
-            for budget in (2000, 8000, 32000, 128000, 256000)
-            for seed in range(3)
-        ]
-    if part == "baselines":
-        return [
-            Run(t, s, name, way if way.restarts else Way(restarts=STEPS[t]), budget, seed, data[t])
-            for t, s in both
-            for budget in BUDGETS
-            for name, way in {**BASELINES, **PRESET}.items()
-            for seed in range(3)
-        ]
-    if part == "half":
-        return [
-            Run(t, s, name, way, budget // 2, seed, data[t])
-            for t, s in both
-            for budget in BUDGETS
-            for name, way in PRESET.items()
-            for seed in range(3)
-        ]
-    if part == "knobs":
-        return [
-            Run(t, "4-8-16", name, way, 16000, seed, data[t])
-            for t in data
-            for name, way in {**KNOBS, **knobs_of_task(t)}.items()
-            for seed in range(2)
-        ]
-    if part == "ceiling":
-        return [
-            Run(t, s, name, way if way.restarts else replace(way, restarts=STEPS[t]), cost, seed, d)
-            for t, d in data.items()
-            for s in ("4-8-16", "8-16-32")
-            for name, (way, cost) in CEILING.items()
-            for seed in range(3)
-        ]
-    if part == "plain":
-        # One learning rate for all, unless the name says otherwise.
-        return [
-            replace(run, way=replace(run.way, warmup=0, clip=0.0, **how))
-            for how, parts in (
-                ({"by_width": False}, ("baselines", "knobs")),
-                ({}, ("ceiling", "rate", "tuning", "combined")),
-            )
-            for part in parts
-            for run in runs_of(part, data)
-            if run.seed == 0
-        ]
-    if part == "tuning":
-        return [
-            Run(t, "4-8-16", f"{name}, {rate_of(rated)}", rated, 16000, 0, data[t])
-            for t in data
-            for name, way in BASELINES.items()
-            for rated in other_rates(way if way.restarts else replace(way, restarts=STEPS[t]))
-        ]
-    if part == "cuts":
-        return [
-            Run(t, "4-8-16", f"cut by {name}", way, 16000, seed, data[t])
-            for t in data
-            for name, way in CUTS.items()
-            for seed in range(3)
-        ]
-    if part == "linear":
-        return [
-            Run(t, s, name, way if way.restarts else replace(way, restarts=STEPS[t]), cost, seed, d)
-            for t, d in data.items()
-            for s in ("4-8-16", "8-16-32")
-            for cost in BUDGETS
-            for name, way in LINEAR.items()
-            for seed in range(3)
-        ]
-    if part == "combined":
-        return [
-            Run(t, "4-8-16", name, way, budget, seed, data[t])
-            for t in data
-            for budget in (16000, 64000)
-            for name, way in COMBINED.items()
-            for seed in range(3)
-        ]
-    raise SystemExit(f"There is no part {part!r}; there are {', '.join(PARTS)}.")
+    if part not in PARTS:
+        raise SystemExit(f"There is no part {part!r}; there are {', '.join(PARTS)}.")
+    return PARTS[part](data)

@@ -234,6 +234,7 @@ TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "combined": ("combined", by_budget),
     "ceiling": ("ceiling", by_budget),
     "linear": ("linear", beside),
+    "lengths": ("lengths", by_budget),
     "plain": ("plain", by_budget),
 }
 """Name of a table -> the part that it is of, and what makes it."""
