@@ -98,19 +98,21 @@ small network. `linear` widens nothing but the inside of layers, so that one tra
 a `width` or `depth` of your own it is `thrifty` with that."""
 
 
-def recipe_of(name: str | None, *, budgeted: bool = False) -> Recipe:
+def recipe_of(name: str | None, *, budgeted: bool = False, walked: bool = True) -> Recipe:
     """The recipe of a name.
 
     Args:
         name: the name; None for the one that is the default.
-        budgeted: whether all steps share one budget: then the default is `thrifty`, otherwise it
-            is `paper`.
+        budgeted: whether all steps share one budget; otherwise the default is `paper`.
+        walked: whether something is said of how to expand and shrink: then a budget's default is
+            `thrifty`, otherwise it is `linear`.
 
     Raises:
         InputError: there is none of that name.
     """
     if name is None:
-        name = "thrifty" if budgeted else "paper"
+        spent = "thrifty" if walked else "linear"
+        name = spent if budgeted else "paper"
     if name not in RECIPES:
         raise InputError(f"recipe={name!r}: expected one of {', '.join(map(repr, RECIPES))}.")
     return RECIPES[name]

@@ -219,8 +219,8 @@ def schedule(
         model: the small model; it is copied and never touched.
         recipe: what holds for the options that are not given: `paper`, the paper's ESL3;
             `thrifty`, which spends one budget better; or `linear`, which expands only the inside
-            of layers; see `eslkit.recipes.RECIPES`. None is `thrifty` with a `budget` and `paper`
-            without.
+            of layers; see `eslkit.recipes.RECIPES`. None is `paper` without a `budget`; with one
+            it is `linear`, or `thrifty` where another option says how to expand or shrink.
         width: width multiplier of the expansion; or a table of multipliers by group, layer,
             pattern (`decoder.*`) or level (`level 3`), where the last that matches counts and
             groups that none matches keep their width.
@@ -279,7 +279,9 @@ def schedule(
     check_model(model)
     if init is None and expand_init in ("preserve", "split"):
         init = "merge"
-    told = recipe_of(recipe, budgeted=budget is not None).told(
+    walk = (width, depth, at, level, init, granularity, factor, order, expand_init, shares)
+    walked = bool(teach) or linear == 0 or any(option is not None for option in walk)
+    told = recipe_of(recipe, budgeted=budget is not None, walked=walked).told(
         width=width,
         depth=depth,
         init=init,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -279,8 +280,10 @@ def networks() -> Iterator[Stranger]:
     for name, make in _transformers():
         yield f"transformers/{name}", make, inputs.get(name, _X)
     yield from read("segformer-pytorch", _SEGFORMER, _X)
-    yield from _torchseg()
-    yield from _cells()
+    if importlib.util.find_spec("torchseg"):
+        yield from _torchseg()
+    if importlib.util.find_spec("segmentation_models_pytorch_3d"):
+        yield from _cells()
 
 
 def _torchseg() -> Iterator[Stranger]:

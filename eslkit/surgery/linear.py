@@ -268,7 +268,7 @@ def check_linear(model: nn.Module, times: int) -> None:
         raise InputError(
             f"linear={times}: {type(model).__name__} has no convolution or linear layer whose "
             "weight is trained and its own, so that there is nothing to expand inside of layers. "
-            "Leave linear= out."
+            "Leave linear= out, or pass recipe='thrifty'."
         )
 
 

@@ -261,7 +261,7 @@ def test_layers_alone_can_be_expanded(expand_init: str) -> None:
     )
     assert [step.name for step in made.steps] == ["EL"]
     assert made.steps[0].iterations == 10
-    assert "4 times their channels inside" in str(made)
+    assert "4 times their channels inside" in " ".join(str(made).split())
 
     def still(model: nn.Module, step: StepContext) -> dict[str, float]:
         if expand_init == "split":

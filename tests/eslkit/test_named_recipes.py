@@ -59,7 +59,30 @@ def test_an_expansion_by_copies_comes_back_by_merging_them(copies: str) -> None:
 def test_what_nothing_said_means() -> None:
     assert plan() == plan(recipe="paper")
     assert plan(iterations=5) == plan(recipe="paper", iterations=5)
-    assert plan(budget=900) == plan(recipe="thrifty", budget=900) != plan(budget=901)
+    assert plan(budget=900) == plan(recipe="linear", budget=900) != plan(budget=901)
+    assert plan(budget=900, linear=3) == plan(recipe="linear", budget=900, linear=3)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"width": 2},
+        {"depth": 0},
+        {"init": "last"},
+        {"granularity": "one-shot"},
+        {"factor": 0.75},
+        {"order": "inwards"},
+        {"expand_init": "split"},
+        {"shares": {"last": "60%"}},
+        {"teach": 0.5},
+        {"linear": 0},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_what_says_how_to_expand_or_shrink_a_budget_is_told_thrifty(option: dict[str, Any]) -> None:
+    made = plan(budget=900, **option)
+    assert made == plan(recipe="thrifty", budget=900, **option)
+    assert len(made.steps) > 1
 
 
 OTHER: dict[str, Any] = {
