@@ -96,7 +96,7 @@ def plan(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="what holds for options not given: paper; thrifty [with --budget]; linear"
+            help="what holds for options not given: paper; thrifty; linear [with --budget]"
         ),
     ] = None,
     width: Annotated[

@@ -265,7 +265,7 @@ LENGTHS: dict[str, Way] = {
     for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 }
 """What the table of results compares last, with other learning rates: long trainings want lower
-ones than short ones. `linear` beside the others at the same rate has twice their `scale_rates`."""
+ones than short ones. `linear` has the number as it stands here, not half of it."""
 
 CEILING: dict[str, tuple[Way, int]] = {
     "scratch": (Way(), 128000),

@@ -22,6 +22,7 @@ from eslkit.plan import Plan
 from eslkit.surgery.depth import clone
 from eslkit.surgery.linear import collapse, expand_linearly, expandable_layers, product_macs
 from eslkit.trainer import StepContext
+from eslkit.words import describe
 from eslkit_tsdn.models import UNet
 from tests.eslkit.small_walk import Loop, final_bytes, run, small_plan
 from tests.tolerances import FLOAT32_FORWARD, PRESERVED, REFERENCE
@@ -261,7 +262,9 @@ def test_layers_alone_can_be_expanded(expand_init: str) -> None:
     )
     assert [step.name for step in made.steps] == ["EL"]
     assert made.steps[0].iterations == 10
-    assert "4 times their channels inside" in " ".join(str(made).split())
+    told = " ".join(str(made).split())
+    assert "4 times their channels inside" in told
+    assert "its layers larger inside" in describe(made.steps[0], made.plan)
 
     def still(model: nn.Module, step: StepContext) -> dict[str, float]:
         if expand_init == "split":
