@@ -174,7 +174,6 @@ def plan(
             "--step": step,
             "--order": order,
             "--factor": factor,
-            "--linear": linear,
         },
         source=source,
         paper_row=paper_row,

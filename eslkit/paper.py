@@ -18,6 +18,7 @@ from eslkit.planners import Choices, plan_expansion, plan_scratch
 from eslkit.schedule import Schedule, own_policies
 from eslkit.surgery.depth import clone
 from eslkit.surgery.level import LevelBuilder
+from eslkit.surgery.linear import check_linear
 from eslkit.surgery.policies import Policy
 
 __all__ = ["paper"]
@@ -53,6 +54,7 @@ def paper(
     rates: Rates = "restart",
     scale_rates: bool = False,
     teach: float = 0.0,
+    linear: int = 0,
     seed: int = 0,
 ) -> Schedule:
     """Plan a recipe by the name that the paper's Tables III and IV give it, for any model.
@@ -85,6 +87,7 @@ def paper(
         rates: as for `schedule`; the paper has `restart`.
         scale_rates: as for `schedule`; the paper has one rate for all.
         teach: as for `schedule`; the paper has 0.
+        linear: as for `schedule`; the paper has 0.
         seed: as for `schedule`.
 
     Returns:
@@ -95,6 +98,7 @@ def paper(
         EslError: the model cannot be traced, widened or deepened.
     """
     check_model(model)
+    check_linear(model, linear)
     if row not in _ROWS:
         raise InputError(f"row={row!r} is none of the paper's rows: {', '.join(_ROWS)}.")
     steps, whole = _ROWS[row]
@@ -123,6 +127,7 @@ def paper(
         rates=rates,
         scale_rates=scale_rates,
         teach=teach,
+        linear=linear,
     )
     return Schedule(
         clone(model), plan, made.inputs, policies, None, made.prepared, level, made.deepened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ def fit_stage_by_stage(
     source: Source,
     *,
     budget: Budget,
+    rate: Callable[[int], float] | None = None,
     seed: int = 0,
     folder: Path | None = None,
     listener: Listener | None = None,
@@ -41,6 +42,7 @@ def fit_stage_by_stage(
         network: a TSDN.
         source: gives batch k to update k of every stage.
         budget: of each stage's training; without `weights`, for there is one image at a time.
+        rate: as for `fit`, in the training of every stage.
         seed: as for `fit`, the same for every stage.
         folder: gets a folder for every stage; killed and called again, it goes on there.
         listener: is told how many updates of all stages together are made.
@@ -73,6 +75,7 @@ def fit_stage_by_stage(
             source,
             budget=budget,
             loss=partial(one_stage_l1, stage=stage),
+            rate=rate,
             seed=seed,
             folder=None if folder is None else folder / f"stage{stage + 1}",
             listener=partial(_tell, listener, stage * budget.iterations) if listener else None,

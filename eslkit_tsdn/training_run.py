@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from eslkit.errors import InputError
 from eslkit.plan import Plan, Step
 from eslkit.ranks import rank
+from eslkit.recipes import RECIPES
 from eslkit.schedule import Result
 from eslkit.trainer import StepContext
 from eslkit.words import describe
@@ -54,6 +55,8 @@ class TrainSettings(BaseModel):
     """Whether it is trained by Expand-Shrink-Learning, or once as it is."""
     init: str = "first"
     """Policy of the shrinking steps."""
+    linear: bool = False
+    """Whether every layer is larger inside while it is trained, as in eslkit's recipe `linear`."""
     preset: Preset
     """Sizes and lengths, as asked for."""
     budget: Budget
@@ -95,6 +98,7 @@ def make_settings(
     preset: Preset,
     esl: bool = False,
     init: str = "first",
+    linear: bool = False,
     validation: str | None = None,
     seed: int = 0,
     machine: Machine | None = None,
@@ -107,6 +111,8 @@ def make_settings(
         preset: sizes and lengths.
         esl: by Expand-Shrink-Learning.
         init: policy of the shrinking steps.
+        linear: with layers that are larger inside while they are trained, at the lower rates of
+            eslkit's recipe `linear`.
         validation: a split of a store; `val-first` if none is named.
         seed: of weights and batches.
         machine: how many processes train together.
@@ -133,6 +139,7 @@ def make_settings(
         model=model,
         esl=esl,
         init=init,
+        linear=linear,
         preset=preset,
         budget=budget.model_copy(update={"weights": weights}),
         epoch=preset.epoch_iterations(num_crops=num_crops, num_processes=processes),
@@ -181,7 +188,7 @@ def run_training(
     )
     model = build_network(settings.model, widths=preset.widths, seed=settings.seed)
     first = _source(settings, dataset, index=1)
-    options: dict[str, Any] = {"row": None, "init": settings.init} if settings.esl else _ONCE
+    options = _options(settings)
     plan = plan_esl(model, first, budget=budget, seed=settings.seed, **options).plan
     with DemoProgress(_works(plan, settings), console=console) as progress:
         result = train_esl(
@@ -199,7 +206,13 @@ def run_training(
     return Trained(result, plan, noisy, weights)
 
 
-_ONCE: dict[str, Any] = {"row": "ESL4"}
+def _options(settings: TrainSettings) -> dict[str, Any]:
+    """What `train_esl` is told of the schedule."""
+    options = {"row": None, "init": settings.init} if settings.esl else {"row": "ESL4"}
+    if not settings.linear:
+        return options
+    inside = RECIPES["linear"]
+    return {**options, "linear": inside.linear, "scale_rates": inside.scale_rates}
 
 
 def _multiple(settings: TrainSettings) -> int:

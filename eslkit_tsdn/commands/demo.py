@@ -33,9 +33,10 @@ def demo(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside.")] = False,
 ) -> None:
-    """Train a small denoiser from scratch, for longer, and by Expand-Shrink-Learning; compare.
+    """Train a small denoiser in four ways, and compare them.
 
-    Takes some minutes. Stopped at any moment and started again, it goes on where it was.
+    From scratch, for longer, by Expand-Shrink-Learning, and for longer with layers that are larger
+    inside. Takes some minutes. Stopped at any moment and started again, it goes on where it was.
     """
     asked = {
         "raw": None if raw is None else str(raw.resolve()),

@@ -37,6 +37,10 @@ def train(
     init: Annotated[
         str, typer.Option(help="With --esl: how weights are carried into a smaller network.")
     ] = "first",
+    linear: Annotated[
+        bool,
+        typer.Option("--linear", help="With layers that are larger inside while they are trained."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     noise: Annotated[
         str | None, typer.Option(help="real or synthetic; real pairs where a store has them.")
@@ -91,10 +95,12 @@ def train(
         "model": model,
         "esl": esl,
         "init": init,
+        "linear": linear,
         "seed": seed,
         "validation": validation,
     }
-    folder = out or Path("runs") / f"{model}{'-esl' if esl else ''}-{preset}"
+    way = f"{'-esl' if esl else ''}{'-linear' if linear else ''}"
+    folder = out or Path("runs") / f"{model}{way}-{preset}"
     with exit_codes(folder):
         run(
             asked,

@@ -20,9 +20,9 @@ from eslkit.store import RunStore
 from eslkit_tsdn.data.pairs import TestPair
 from eslkit_tsdn.data.photos import Photo, packaged_photos, photos_digest, raw_photos, split
 from eslkit_tsdn.demo.progress import DemoProgress, Work, say
-from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, Row
+from eslkit_tsdn.demo.settings import LINEAR, LONG, SCRATCH, DemoResults, DemoSettings, Row
 from eslkit_tsdn.demo.table import results_table
-from eslkit_tsdn.demo.verdict import against_long, against_scratch
+from eslkit_tsdn.demo.verdict import verdict
 from eslkit_tsdn.evaluation import evaluate_input, test_pairs
 from eslkit_tsdn.run_folder import SETTINGS, claim_folder, read_settings
 
@@ -63,8 +63,8 @@ def run_demo(
     if results is None:
         results = train_and_report(settings, photos, out=out, processes=processes, console=console)
     console.print(results_table(results))
-    say(console, against_scratch(results))
-    say(console, against_long(results))
+    for sentence in verdict(results):
+        say(console, sentence)
     return results
 
 
@@ -119,7 +119,7 @@ def finished_results(out: Path, settings: DemoSettings) -> DemoResults | None:
         return None  # made again from the stored networks, at no cost
     if results.settings != settings:
         return None
-    for name in (SCRATCH, LONG, "esl"):
+    for name in (SCRATCH, LONG, LINEAR, "esl"):
         RunStore(out / name).verify()
     return results
 
@@ -143,7 +143,7 @@ def train_and_report(
     noisy = Row(name="noisy", what="the noisy input", metrics=evaluate_input(pairs))
     say(
         console,
-        f"{len(train)} photographs to train on, {len(test)} to test on. Three ways to train one "
+        f"{len(train)} photographs to train on, {len(test)} to test on. Four ways to train one "
         f"small network; {out} keeps every step.",
     )
 

@@ -14,9 +14,9 @@ from eslkit.draw import draw_plan
 from eslkit.report import Section, Series, curve_svg, picture_row, report, table_html
 from eslkit_tsdn.data.pairs import TestPair
 from eslkit_tsdn.demo.runs import Runs, at_table_size
-from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults
+from eslkit_tsdn.demo.settings import LINEAR, LONG, SCRATCH, DemoResults
 from eslkit_tsdn.demo.table import row_cells
-from eslkit_tsdn.demo.verdict import against_long, against_scratch
+from eslkit_tsdn.demo.verdict import verdict
 from eslkit_tsdn.evaluation import restore
 from eslkit_tsdn.metrics import eld_protocol, psnr
 from eslkit_tsdn.raw import render
@@ -50,13 +50,12 @@ def write_page(results: DemoResults, runs: Runs, *, pairs: Sequence[TestPair], o
 
 
 def verdict_html(results: DemoResults) -> str:
-    """The two sentences."""
-    sentences = (against_scratch(results), against_long(results))
-    return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    """The sentences."""
+    return "".join(f"<p>{escape(sentence)}</p>" for sentence in verdict(results))
 
 
 def pictures_html(runs: Runs, pairs: Sequence[TestPair]) -> str:
-    """For every test photograph: noisy, (a), (b), expanded, (c), clean."""
+    """For every test photograph: noisy, (a), (b), expanded, (c), (d), clean."""
     highest = max(pair.ratio for pair in pairs)
     rows = [
         f"<h3>{escape(pair.name)}, exposed {highest} times too short</h3>"
@@ -68,13 +67,14 @@ def pictures_html(runs: Runs, pairs: Sequence[TestPair]) -> str:
 
 
 def images_of(runs: Runs, pair: TestPair) -> list[tuple[str, NDArray[np.uint8]]]:
-    """The same part of one picture, six times, with captions and the whole picture's PSNR."""
+    """The same part of one picture, seven times, with captions and the whole picture's PSNR."""
     images = [(f"noisy, {psnr(pair.noisy, pair.clean).item():.1f} dB", shown(pair, pair.noisy))]
     networks = {
         "(a) from scratch": runs.scratch,
         "(b) from scratch, as long as (c)": runs.long,
         "the expanded network on the way to (c)": runs.expanded,
         "(c) Expand-Shrink-Learning": runs.esl,
+        "(d) as (b), layers larger inside": runs.linear,
     }
     for name, network in networks.items():
         restored = restore(network, pair.noisy)
@@ -97,16 +97,22 @@ def shown(pair: TestPair, packed: Tensor) -> NDArray[np.uint8]:
 
 
 def curves_html(results: DemoResults) -> str:
-    """PSNR after every step of (c), with (a) and (b) as level lines."""
+    """PSNR after every step of (c), with (a), (b) and (d) as level lines."""
     names = [row.name for row in results.steps]
-    scratch, long = results.row(SCRATCH), results.row(LONG)
+    levels = {
+        "(a) from scratch": results.row(SCRATCH),
+        "(b) as long as (c)": results.row(LONG),
+        "(d) larger inside": results.row(LINEAR),
+    }
     drawn: list[str] = []
     for ratio in results.ratios:
         key = f"psnr_x{ratio}"
         series = [
             Series("(c) after every step", [row.metrics[key] for row in results.steps]),
-            Series("(a) from scratch", [scratch.metrics[key]] * len(names), reference=True),
-            Series("(b) as long as (c)", [long.metrics[key]] * len(names), reference=True),
+            *(
+                Series(name, [row.metrics[key]] * len(names), reference=True)
+                for name, row in levels.items()
+            ),
         ]
         drawn.append(curve_svg(series, labels=names, title=f"PSNR in dB at x{ratio}"))
     return "\n".join(drawn)

@@ -1,4 +1,4 @@
-"""The three trainings of the demo, each resumable, and what they are measured by."""
+"""The four trainings of the demo, each resumable, and what they are measured by."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from eslkit.driver import Event, walk
 from eslkit.files import write_atomically
 from eslkit.plan import Plan, Step
+from eslkit.recipes import RECIPES
 from eslkit.schedule import Schedule, StepRecord, schedule
 from eslkit.steps import apply_step
 from eslkit.store import RunStore
@@ -24,10 +25,10 @@ from eslkit_tsdn.data.crops import BatchSource
 from eslkit_tsdn.data.pairs import TestPair
 from eslkit_tsdn.data.photos import Photo
 from eslkit_tsdn.demo.progress import DemoProgress, Listener, Work
-from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoSettings, Row
+from eslkit_tsdn.demo.settings import LINEAR, LONG, SCRATCH, DemoSettings, Row
 from eslkit_tsdn.demo.worker import ScratchWorker
+from eslkit_tsdn.esl import FitTrainer
 from eslkit_tsdn.evaluation import evaluate
-from eslkit_tsdn.fitting import fit
 from eslkit_tsdn.models import TSDN
 
 __all__ = [
@@ -88,8 +89,8 @@ def planned(settings: DemoSettings, path: Path) -> Schedule:
     return made
 
 
-def baseline(esl: Plan, *, name: str, iterations: int) -> Plan:
-    """The plan of one training of the small network as it is."""
+def baseline(esl: Plan, *, name: str, iterations: int, recipe: str | None = None) -> Plan:
+    """The plan of one training of the small network as it is, or by a recipe that leaves it so."""
     step = Step(
         index=1,
         name=name,
@@ -102,7 +103,12 @@ def baseline(esl: Plan, *, name: str, iterations: int) -> Plan:
         seed=esl.steps[0].seed,
         picture=esl.steps[-1].picture,
     )
-    return esl.model_copy(update={"width": 1.0, "depth": 0, "steps": (step,)})
+    told = {} if recipe is None else {name: getattr(RECIPES[recipe], name) for name in _TRAINED}
+    return esl.model_copy(update={"width": 1.0, "depth": 0, "steps": (step,), **told})
+
+
+_TRAINED = ("linear", "rates", "scale_rates")
+"""What a recipe says of a training, beside the widths and levels of its network."""
 
 
 @dataclass(frozen=True)
@@ -118,29 +124,25 @@ class DemoTrainer:
 
     def fit(self, model: nn.Module, step: StepContext) -> Mapping[str, float]:
         """Train `model` in place; PSNR and SSIM at every ratio."""
-        source = BatchSource(
-            self.photos,
-            batch_size=self.settings.batch_size,
-            crop=self.settings.crop,
-            gain=self.settings.gain,
-            seed=f"{self.settings.seed}/{step.index}",
-        )
-        iterations = step.iterations or self.settings.iterations
-        fit(
-            model,
-            source,
-            budget=Budget(iterations=iterations, lr=self.settings.lr),
-            seed=step.seed,
-            folder=step.folder,
-            listener=partial(self._tell, step.name),
+        settings = self.settings
+        FitTrainer(
+            source=BatchSource(
+                self.photos,
+                batch_size=settings.batch_size,
+                crop=settings.crop,
+                gain=settings.gain,
+                seed=f"{settings.seed}/{step.index}",
+            ),
+            budget=Budget(iterations=settings.iterations, lr=settings.lr),
             machine=Machine(device="cpu"),
+            listener=self._tell,
             checkpoint_every=CHECKPOINT_EVERY,
-        )
+        ).fit(model, step)
         return evaluate(model, self.pairs)
 
-    def _tell(self, name: str, iteration: int, loss: float) -> None:
+    def _tell(self, step: StepContext, iteration: int, loss: float) -> None:
         """Hands on how far it is, and stops when the worker has failed."""
-        self.listener.update(name, iteration, loss)
+        self.listener.update(step.name, iteration, loss)
         if self.worker is not None:
             self.worker.check()
 
@@ -157,10 +159,12 @@ class Runs:
     """The network that (c) starts from."""
     esl: nn.Module
     """(c)"""
+    linear: nn.Module
+    """(d)"""
     plan: Plan
     """Of (c)."""
     rows: tuple[Row, ...]
-    """(a), (b), and every step of (c)."""
+    """(a), (b), every step of (c), and (d)."""
 
 
 def train_all(
@@ -172,14 +176,14 @@ def train_all(
     processes: int,
     show: Callable[[Sequence[Work]], DemoProgress],
 ) -> Runs:
-    """Train (a), (b) and (c), or go on where an earlier call was stopped.
+    """Train (a) to (d), or go on where an earlier call was stopped.
 
     Args:
         settings: what to train, and for how long.
         train: photographs to draw crops from.
         pairs: what is measured on after every training.
-        out: gets the plan, and one run folder for each of the three.
-        processes: 2 for (a) and (b) beside (c), 1 for one after the other.
+        out: gets the plan, and one run folder for each of the four.
+        processes: 2 for (a), (b) and (d) beside (c), 1 for one after the other.
         show: makes the progress for a list of trainings.
 
     Raises:
@@ -187,8 +191,9 @@ def train_all(
             that diverged.
     """
     esl = planned(settings, out / "plan.json")
-    beside = processes > 1 and not all(is_finished(out / name) for name in (SCRATCH, LONG))
-    works = [_work(plan, plan.steps[0], lane=beside) for plan in baselines(esl.plan, settings)]
+    small = baselines(esl.plan, settings)
+    beside = processes > 1 and not all(is_finished(out / plan.steps[0].name) for plan in small)
+    works = [_work(plan, plan.steps[0], lane=beside) for plan in small]
     works += [_work(esl.plan, step, lane=False) for step in esl.steps]
     with show(works) as progress, ExitStack() as stack:
         train_small = partial(
@@ -204,16 +209,19 @@ def train_all(
         )
         if worker is not None:
             worker.join()
-        scratch = train_small()  # finished by now, and read
+        trained = train_small()  # finished by now, and read
     expanded = apply_step(esl.model, esl.steps[0], plan=esl.plan, example_inputs=esl.example_inputs)
     expanded.load_state_dict(RunStore(out / "esl").weights(1))
+    networks = {name: network for name, (network, _) in trained.items()}
+    first, second, last = (trained[name][1] for name in (SCRATCH, LONG, LINEAR))
     return Runs(
-        scratch=scratch[SCRATCH][0],
-        long=scratch[LONG][0],
+        scratch=networks[SCRATCH],
+        long=networks[LONG],
         expanded=expanded,
         esl=result.model,
+        linear=networks[LINEAR],
         plan=esl.plan,
-        rows=(*(row for _, row in scratch.values()), *_rows(esl.plan, result.records)),
+        rows=(first, second, *_rows(esl.plan, result.records), last),
     )
 
 
@@ -225,7 +233,7 @@ def train_scratch(
     out: Path,
     listener: Listener,
 ) -> dict[str, tuple[nn.Module, Row]]:
-    """Train (a) and (b), or go on with them; networks and rows by name."""
+    """Train (a), (b) and (d), or go on with them; networks and rows by name."""
     esl = planned(settings, out / "plan.json")
     trained: dict[str, tuple[nn.Module, Row]] = {}
     for plan in baselines(esl.plan, settings):
@@ -243,11 +251,13 @@ def train_scratch(
     return trained
 
 
-def baselines(esl: Plan, settings: DemoSettings) -> tuple[Plan, Plan]:
-    """The plans of (a) and (b)."""
+def baselines(esl: Plan, settings: DemoSettings) -> tuple[Plan, ...]:
+    """The plans of (a), (b) and (d), which leave the small network as it is."""
+    longer = settings.iterations * len(esl.steps)
     return (
         baseline(esl, name=SCRATCH, iterations=settings.iterations),
-        baseline(esl, name=LONG, iterations=settings.iterations * len(esl.steps)),
+        baseline(esl, name=LONG, iterations=longer),
+        baseline(esl, name=LINEAR, iterations=longer, recipe="linear"),
     )
 
 
@@ -262,11 +272,13 @@ def _work(plan: Plan, step: Step, *, lane: bool) -> Work:
 
 
 def words(step: Step, plan: Plan) -> str:
-    """What is trained in a step of one of the three plans."""
+    """What is trained in a step of one of the four plans."""
     if step.name == SCRATCH:
         return "(a) small, from scratch"
     if step.name == LONG:
         return "(b) small, from scratch, as long as all of (c)"
+    if step.name == LINEAR:
+        return "(d) as (b), its layers larger inside"
     return f"(c) {step.name}, step {step.index} of {len(plan.steps)}: {describe(step, plan)}"
 
 

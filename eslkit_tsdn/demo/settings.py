@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["LONG", "SCRATCH", "DemoResults", "DemoSettings", "Row", "label"]
+__all__ = ["LINEAR", "LONG", "SCRATCH", "DemoResults", "DemoSettings", "Row", "label"]
 
-SCRATCH, LONG = "scratch", "scratch-long"
-"""Names of the trainings (a) and (b); those of (c) are named as the steps of ESL."""
+SCRATCH, LONG, LINEAR = "scratch", "scratch-long", "linear"
+"""Names of the trainings (a), (b) and (d); those of (c) are named as the steps of ESL."""
 
 
 class _Frozen(BaseModel):
@@ -26,7 +26,7 @@ class DemoSettings(_Frozen):
     stages: int = Field(default=2, ge=1)
     """Stages of the small network."""
     iterations: int = Field(default=600, ge=1)
-    """Updates in one training; (a) has one training's, (b) as many as all steps of ESL."""
+    """Updates in one training; (a) has one training's, (b) and (d) as many as all steps of ESL."""
     batch_size: int = Field(default=16, ge=1)
     """Crops in a batch."""
     crop: int = Field(default=32, ge=8)
@@ -61,7 +61,7 @@ class Row(_Frozen):
     """One line of the demo's table: a network, what it cost and how good it is."""
 
     name: str
-    """Short name: noisy, scratch, scratch-long, EL, CSL1, ..., LSL1, ..."""
+    """Short name: noisy, scratch, scratch-long, linear, EL, CSL1, ..., LSL1, ..."""
     what: str
     """The same in words."""
     parameters: int | None = None
@@ -84,7 +84,7 @@ class Row(_Frozen):
 class DemoResults(_Frozen):
     """What a finished demo says."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     """Version of this form."""
     settings: DemoSettings
     """What it was run with."""
@@ -93,7 +93,7 @@ class DemoResults(_Frozen):
     test: tuple[str, ...]
     """Names of the photographs that were tested on."""
     rows: tuple[Row, ...]
-    """The table, in order: the noisy input, (a), (b), and the steps of (c)."""
+    """The table, in order: the noisy input, (a), (b), the steps of (c), and (d)."""
     machine: dict[str, str]
     """Processor, processes and versions."""
     finished: str
@@ -106,7 +106,8 @@ class DemoResults(_Frozen):
     @property
     def steps(self) -> tuple[Row, ...]:
         """The rows of (c): every step of ESL, in order."""
-        return tuple(row for row in self.rows if row.name not in {"noisy", SCRATCH, LONG})
+        others = {"noisy", SCRATCH, LONG, LINEAR}
+        return tuple(row for row in self.rows if row.name not in others)
 
     @property
     def ratios(self) -> tuple[int, ...]:
@@ -117,5 +118,10 @@ class DemoResults(_Frozen):
 
 def label(name: str) -> str:
     """A row's or a training's name as tables show it."""
-    known = {"noisy": "noisy input", SCRATCH: "(a) scratch", LONG: "(b) longer"}
+    known = {
+        "noisy": "noisy input",
+        SCRATCH: "(a) scratch",
+        LONG: "(b) longer",
+        LINEAR: "(d) linear",
+    }
     return known.get(name, f"(c) {name}")

@@ -26,9 +26,10 @@ def results_table(results: DemoResults) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     for ratio in results.ratios:
         table.add_column(f"x{ratio}", justify="right", no_wrap=True)
+    ends = {"noisy", LONG, results.steps[-1].name}
     for row in results.rows:
         cells = row_cells(row, results.ratios)
-        table.add_row(label(row.name), *cells, end_section=row.name in {"noisy", LONG})
+        table.add_row(label(row.name), *cells, end_section=row.name in ends)
     return table
 
 

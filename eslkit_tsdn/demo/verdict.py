@@ -1,20 +1,25 @@
-"""What a demo's numbers say, in two sentences that hold whichever way they fell."""
+"""What a demo's numbers say, in sentences that hold whichever way they fell."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, Row
+from eslkit_tsdn.demo.settings import LINEAR, LONG, SCRATCH, DemoResults, Row
 
-__all__ = ["against_long", "against_scratch", "gains"]
+__all__ = ["against_long", "against_scratch", "gains", "linear_against", "verdict"]
 
 LEVEL = 0.05  # dB; less is no difference that one seed could show
 
 
-def gains(results: DemoResults, other: str) -> tuple[float, ...]:
-    """PSNR of ESL's last network above another row's, in dB at every ratio."""
-    last, row = results.steps[-1], results.row(other)
-    return tuple(last.metrics[f"psnr_x{r}"] - row.metrics[f"psnr_x{r}"] for r in results.ratios)
+def verdict(results: DemoResults) -> tuple[str, ...]:
+    """All sentences, in order."""
+    return against_scratch(results), against_long(results), linear_against(results)
+
+
+def gains(results: DemoResults, other: str, *, of: str | None = None) -> tuple[float, ...]:
+    """PSNR of a row above another's, in dB at every ratio; of ESL's last network by default."""
+    own, row = results.row(of or results.steps[-1].name), results.row(other)
+    return tuple(own.metrics[f"psnr_x{r}"] - row.metrics[f"psnr_x{r}"] for r in results.ratios)
 
 
 def against_scratch(results: DemoResults) -> str:
@@ -38,6 +43,19 @@ def against_long(results: DemoResults) -> str:
         f"all {len(results.steps)} steps together, Expand-Shrink-Learning "
         f"{standing(results.ratios, differences)}, at {times:.1f} times the computation: "
         f"{meaning(differences)}."
+    )
+
+
+def linear_against(results: DemoResults) -> str:
+    """(d) against (b) and (c): what a budget is spent on by default."""
+    row, esl = results.row(LINEAR), results.steps[-1].name
+    times = training_macs(results.steps) / training_macs([row])
+    long, last = (gains(results, other, of=LINEAR) for other in (LONG, esl))
+    return (
+        "The same network with layers that are larger inside while it learns (the recipe linear), "
+        f"trained for {row.iterations or 0:,} iterations as well, {standing(results.ratios, long)} "
+        f"than the longer training, and {standing(results.ratios, last)} than "
+        f"Expand-Shrink-Learning, which took {times:.1f} times the computation."
     )
 
 

@@ -1,4 +1,4 @@
-"""(a) and (b) in a process of their own, beside (c): two cores, one thread each.
+"""(a), (b) and (d) in a process of their own, beside (c): two cores, one thread each.
 
 One thread a process is as fast as two threads where the networks are so small, does not
 suffer when other programs want the cores, and computes the same bits on every machine.
@@ -81,8 +81,8 @@ class ScratchWorker:
             raise TrainingError(self.problem)
         cause = f"signal {-code}, perhaps for want of memory" if code < 0 else f"code {code}"
         raise TrainingError(
-            f"The process that trains (a) and (b) was ended ({cause}). What was finished is kept; "
-            "the same command goes on from there."
+            f"The process that trains (a), (b) and (d) was ended ({cause}). What was finished is "
+            "kept; the same command goes on from there."
         )
 
     def join(self) -> None:
@@ -145,7 +145,7 @@ def end_with_parent() -> None:
 
 
 def main(out: Path) -> int:
-    """Train (a) and (b) of the run in a folder.
+    """Train (a), (b) and (d) of the run in a folder.
 
     Returns:
         The exit code: 0, or 2 where the parent was told of a problem.

@@ -177,6 +177,26 @@ def test_the_rows_of_tables_iii_and_iv(
     assert plan.steps[-1].parameters == parameters
 
 
+@pytest.mark.parametrize("row", ["ESL4", "ESL5"])
+def test_a_row_with_layers_that_are_larger_inside_ends_as_it_would_without(row: str) -> None:
+    """Expanded only while it is trained: nobody trains, so nothing differs but rounding."""
+    small, x = TSDN(widths=(2, 4)), torch.zeros(1, 4, 16, 16)
+    plain, inside = (eslkit.paper(small, row, linear=linear, example_inputs=x) for linear in (0, 4))
+    assert [step.macs for step in inside.steps] == [step.macs for step in plain.steps]
+    parameters: list[int] = []
+
+    def train(model: nn.Module, step: eslkit.StepContext) -> None:
+        parameters.append(sum(p.numel() for p in model.parameters()))
+
+    ends = [made.run(train).model.state_dict() for made in (plain, inside)]
+    before, larger = parameters[: len(plain.steps)], parameters[len(plain.steps) :]
+    assert all(more > 2 * few for few, more in zip(before, larger, strict=True))
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value)
+    with pytest.raises(eslkit.EslError, match="linear=-1: expected a whole number from 0"):
+        eslkit.paper(small, row, linear=-1)
+
+
 @pytest.mark.parametrize("init", ["first", "last", "combined"])
 def test_a_row_that_keeps_its_levels_is_run_to_its_end(init: str) -> None:
     """Table III: CSL2 with First, Last and Combined, on an eighth of the widths."""

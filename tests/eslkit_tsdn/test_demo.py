@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -16,14 +17,16 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from eslkit.errors import InputError, PlanError, StoreError, TrainingError
+from eslkit.recipes import RECIPES
+from eslkit.store import RunStore
 from eslkit_tsdn.cli import app
 from eslkit_tsdn.data.crops import to_mosaic
 from eslkit_tsdn.data.photos import photos_digest
 from eslkit_tsdn.demo import command, runs
 from eslkit_tsdn.demo.command import read_photos, run_demo, usable
 from eslkit_tsdn.demo.progress import DemoProgress
-from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings
-from eslkit_tsdn.demo.verdict import against_long, against_scratch
+from eslkit_tsdn.demo.settings import LINEAR, LONG, SCRATCH, DemoResults, DemoSettings
+from eslkit_tsdn.demo.verdict import verdict
 from eslkit_tsdn.models import TSDN
 from tests.eslkit_tsdn.dng import write_dng
 from tests.eslkit_tsdn.fakes import drawn_photo, drawn_photos
@@ -31,7 +34,7 @@ from tests.eslkit_tsdn.fakes import drawn_photo, drawn_photos
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 SETTINGS = DemoSettings(widths=(2, 3), stages=2, iterations=3, batch_size=2, crop=8)
-NAMES = ["noisy", SCRATCH, LONG, "EL", "CSL1", "CSL2", "CSL3", "LSL1", "LSL2"]
+NAMES = ["noisy", SCRATCH, LONG, "EL", "CSL1", "CSL2", "CSL3", "LSL1", "LSL2", LINEAR]
 
 
 @pytest.fixture(autouse=True)
@@ -71,16 +74,17 @@ def test_the_table_has_every_network(finished):
     assert [row.name for row in results.rows] == NAMES
     assert results.ratios == (100, 250, 300)
     iterations = [row.iterations for row in results.rows]
-    assert iterations == [None, 3, 3 * 6, *[3] * 6]
+    assert iterations == [None, 3, 3 * 6, *[3] * 6, 3 * 6]
     small = TSDN((2, 3), stages=2)
     parameters = sum(p.numel() for p in small.parameters())
-    assert {results.row(n).parameters for n in (SCRATCH, LONG, "LSL2")} == {parameters}
+    assert {results.row(n).parameters for n in (SCRATCH, LONG, "LSL2", LINEAR)} == {parameters}
     assert results.row("EL").parameters == sum(p.numel() for p in TSDN((4, 6, 12)).parameters())
 
 
 def test_the_final_weights_load_strictly_into_a_new_network(finished):
     out, _ = finished
-    for path in ("esl/steps/06-LSL2", f"{SCRATCH}/steps/01-{SCRATCH}", f"{LONG}/steps/01-{LONG}"):
+    small = [f"{name}/steps/01-{name}" for name in (SCRATCH, LONG, LINEAR)]
+    for path in ("esl/steps/06-LSL2", *small):
         TSDN((2, 3), stages=2).load_state_dict(load_file(out / path / "weights.safetensors"))
 
 
@@ -88,10 +92,9 @@ def test_what_is_written_can_be_read(finished):
     out, results = finished
     assert DemoResults.model_validate_json((out / "results.json").read_text()) == results
     page = unescape((out / "report.html").read_text())
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 7
     assert "<svg" in page
-    assert against_scratch(results) in page
-    assert against_long(results) in page
+    assert all(sentence in page for sentence in verdict(results))
 
 
 def test_costs_are_told_for_the_tables_picture_size():
@@ -100,13 +103,38 @@ def test_costs_are_told_for_the_tables_picture_size():
     assert f"{plan.steps[0].flops / 1e9:.2f}" == "37.31"
 
 
+def test_larger_inside_is_the_longer_training_with_another_way_through_its_weights(finished):
+    out, results = finished
+    long, linear = results.row(LONG), results.row(LINEAR)
+    assert linear.macs == long.macs
+    assert linear.metrics != long.metrics
+    plans = {name: RunStore(out / name).plan() for name in (LONG, LINEAR)}
+    assert (plans[LONG].linear, plans[LINEAR].linear) == (0, RECIPES["linear"].linear)
+    assert plans[LINEAR].scale_rates
+
+
+def test_a_demo_from_before_the_fourth_training_gets_it(finished, tmp_path, monkeypatch):
+    older = tmp_path / "run"
+    shutil.copytree(finished[0], older)
+    shutil.rmtree(older / LINEAR)
+    told = json.loads((older / "results.json").read_text())
+    told |= {"version": 1, "rows": told["rows"][:-1]}
+    (older / "results.json").write_text(json.dumps(told))
+    trained = []
+    monkeypatch.setattr(DemoProgress, "begin", lambda self, name: trained.append(name))
+    monkeypatch.setattr(DemoProgress, "update", lambda *_: None)
+    monkeypatch.setattr(DemoProgress, "end", lambda *_: None)
+    assert measured(run(older)) == measured(finished[1])
+    assert trained == [LINEAR]
+
+
 def test_a_finished_demo_answers_without_training(finished, monkeypatch):
     out, results = finished
     monkeypatch.setattr(command, "train_and_report", None)
     assert run(out) == results
 
 
-@pytest.mark.parametrize("at", [(LONG, 7), ("CSL1", 2), ("LSL2", 1)])
+@pytest.mark.parametrize("at", [(LONG, 7), ("CSL1", 2), ("LSL2", 1), (LINEAR, 9)])
 def test_an_interrupted_demo_ends_in_the_same_numbers(finished, halfway, monkeypatch, at):
     name, iteration = at
     plain = DemoProgress.update
@@ -141,8 +169,8 @@ def test_other_photographs_are_refused(finished, monkeypatch):
 def test_fresh_moves_the_old_run_aside(tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(command, "train_and_report", lambda *_, **__: "trained")
-    for name in ("results_table", "against_scratch", "against_long"):
-        monkeypatch.setattr(command, name, str)
+    monkeypatch.setattr(command, "results_table", str)
+    monkeypatch.setattr(command, "verdict", lambda _: ())
     run(out)
     (out / "precious").write_text("kept")
     assert run(out, SETTINGS.model_copy(update={"seed": 1}), fresh=True) == "trained"

@@ -1,11 +1,11 @@
-"""The two sentences of the demo's page, for every way that the numbers can fall."""
+"""The sentences of the demo's page, for every way that the numbers can fall."""
 
 from __future__ import annotations
 
 import pytest
 
-from eslkit_tsdn.demo.settings import LONG, SCRATCH, DemoResults, DemoSettings, Row
-from eslkit_tsdn.demo.verdict import against_long, against_scratch, gains
+from eslkit_tsdn.demo.settings import LINEAR, LONG, SCRATCH, DemoResults, DemoSettings, Row
+from eslkit_tsdn.demo.verdict import against_long, against_scratch, gains, linear_against
 
 
 def row(name: str, *, macs: int, iterations: int, psnr: tuple[float, ...]) -> Row:
@@ -25,6 +25,7 @@ def results(*, scratch=(24.0, 23.0, 22.0), long=(28.0, 27.0, 26.0), esl) -> Demo
             row("EL", macs=50, iterations=600, psnr=(1, 1, 1)),
             row("CSL1", macs=30, iterations=600, psnr=(1, 1, 1)),
             row("LSL1", macs=10, iterations=600, psnr=esl),
+            row(LINEAR, macs=10, iterations=1800, psnr=(28.5, 27.0, 25.0)),
         ),
         machine={},
         finished="",
@@ -57,3 +58,12 @@ def test_the_missing_control_is_told_as_it_is(esl, said):
     assert said in sentence
     assert "1,800 iterations, as many as all 3 steps together" in sentence
     assert "at 3.0 times the computation" in sentence
+
+
+def test_layers_that_are_larger_inside_are_compared_with_both():
+    sentence = linear_against(results(esl=(27.5, 27.5, 26.0)))
+    assert "for 1,800 iterations" in sentence
+    longer, esl = sentence.split(" than the longer training, and ")
+    assert "is 0.50 dB better at x100, 0.00 dB worse at x250 and 1.00 dB worse at x300" in longer
+    assert "is 1.00 dB better at x100, 0.50 dB worse at x250 and 1.00 dB worse at x300" in esl
+    assert "took 3.0 times the computation" in esl

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from eslkit.store import RunStore
 from eslkit_tsdn import datasets
 from eslkit_tsdn.cli import app
 from eslkit_tsdn.demo.progress import DemoProgress
@@ -74,6 +75,22 @@ def test_interrupted_it_goes_on_to_the_same_network(tmp_path, monkeypatch):
     train(tmp_path / "parts", "--model", "sunet", "--iterations", 4)
     one, other = (load_network(tmp_path / name).state_dict() for name in ("whole", "parts"))
     assert all((one[key] == other[key]).all() for key in one)
+
+
+@pytest.mark.parametrize("how", [(), ("--esl",), ("--model", "tsdn3")], ids=" ".join)
+def test_layers_that_are_larger_inside_are_trained_at_half_the_rate(tmp_path, how):
+    small, inside = tmp_path / "small", tmp_path / "inside"
+    train(small, *how, "--iterations", 3)
+    said = train(inside, *how, "--linear", "--iterations", 3)
+    assert "network.safetensors is the network" in said
+    plan = RunStore(inside).plan()
+    assert (plan.linear, plan.scale_rates) == (4, True)
+    assert [step.init for step in plan.steps] == [
+        step.init for step in RunStore(small).plan().steps
+    ]
+    one, other = (load_network(folder).state_dict() for folder in (small, inside))
+    assert [(k, v.shape) for k, v in one.items()] == [(k, v.shape) for k, v in other.items()]
+    assert not all((one[key] == other[key]).all() for key in one)
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
