@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 
 import eslkit
 from benchmarks.pays.catalogue import PRESET
-from benchmarks.pays.page import PAGE, filled
+from benchmarks.pays.page import PAGES, filled
 from benchmarks.pays.study import PARTS, known_data, read, runs_of
 from benchmarks.pays.ways import Way, counts_of
 from eslkit.trainer import StepContext
@@ -34,8 +35,9 @@ def test_every_record_belongs_to_a_part_and_none_cost_more_than_its_budget() -> 
         assert record["cost"] <= record["budget"] + 1e-6
 
 
-def test_the_page_has_the_tables_of_the_records() -> None:
-    text = PAGE.read_text("utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_pages_have_the_tables_of_the_records(page: Path) -> None:
+    text = page.read_text("utf-8")
     assert "<!-- table: " in text
     assert filled(text) == text, "run: python -m benchmarks.pays write"
 

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks.pays.page import PAGE, filled
+from benchmarks.pays.page import PAGES, filled
 from benchmarks.pays.study import carry_out_all, runs_of
 from benchmarks.pays.tables import TABLES
 from benchmarks.pays.tasks import digest
@@ -37,7 +37,8 @@ def main() -> None:
                 print(path)
         return
     if asked.what == "write":
-        PAGE.write_text(filled(PAGE.read_text("utf-8")), "utf-8")
+        for page in PAGES:
+            page.write_text(filled(page.read_text("utf-8")), "utf-8")
         return
     if asked.what == "time":
         print("\n".join(times(asked.data)))

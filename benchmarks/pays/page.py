@@ -1,4 +1,4 @@
-"""Fills the tables of the study into the page about it."""
+"""Fills the tables of the study into the pages about it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 from benchmarks.pays.tables import TABLES
 
-__all__ = ["PAGE", "filled"]
+__all__ = ["PAGES", "filled"]
 
-PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "does-it-pay.md"
+_EXPLANATION = Path(__file__).parents[2] / "docs" / "explanation"
+PAGES = tuple(_EXPLANATION / f"{name}.md" for name in ("does-it-pay", "what-knobs-are-worth"))
 _REGION = re.compile(
     r"(<!-- table: (?P<name>[^>]+?)(?:; (?P<only>[^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.pays.catalogue import PRESET
@@ -67,12 +67,23 @@ def _by_budget(records: Iterable[tuple[str, Record]]) -> str:
     for name, record in records:
         rows = cells[record["task"], record["size"]]
         rows.setdefault(name, defaultdict(list))[record["budget"]].append(_score(record))
+    texts = {
+        place: {name: {b: _counted(row[b]) for b in row} for name, row in rows.items()}
+        for place, rows in cells.items()
+    }
+    return _grid(texts, _titled)
+
+
+def _grid(
+    cells: Mapping[tuple[str, str], Mapping[str, Mapping[int, str]]],
+    title: Callable[[str, str], str],
+) -> str:
+    """A table for each task and size: ways down, budgets across."""
     parts: list[str] = []
     for (task, size), rows in sorted(cells.items()):
         budgets = sorted({budget for row in rows.values() for budget in row})
-        head = [f"{task}, {size}: {UNITS[task]}", *(f"{budget:,}" for budget in budgets)]
-        lines = [[name, *(_counted(row.get(b, [])) for b in budgets)] for name, row in rows.items()]
-        parts.append(_markdown(head, lines))
+        lines = [[name, *(row.get(b, "—") for b in budgets)] for name, row in rows.items()]
+        parts.append(_markdown([title(task, size), *(f"{b:,}" for b in budgets)], lines))
     return "\n".join(parts)
 
 
@@ -97,29 +108,92 @@ def _compared(records: Iterable[tuple[str, Record]], control: str, of: Callable[
     for name, record in records:
         rows = scores[record["task"], record["size"]]
         rows.setdefault(name, {})[record["budget"], record["seed"]] = _score(record)
-    parts: list[str] = []
-    for (task, size), rows in sorted(scores.items()):
+    texts: dict[tuple[str, str], dict[str, dict[int, str]]] = {}
+    for place, rows in scores.items():
         controls = rows.pop(control, {})
-        found: dict[str, dict[int, list[float]]] = {}
+        found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for name, row in rows.items():
-            ahead = found.setdefault(name, defaultdict(list))
             for (budget, seed), score in row.items():
                 if (of(budget), seed) in controls:
-                    ahead[budget].append(score - controls[of(budget), seed])
-        found = {name: ahead for name, ahead in found.items() if ahead}
-        if not found:
-            continue
-        budgets = sorted({budget for ahead in found.values() for budget in ahead})
-        lines: list[list[str]] = []
-        for name, ahead in found.items():
-            lines.append([name, *(_counted(ahead.get(budget, []), sign="+") for budget in budgets)])
-        head = [f"{task}, {size}: {UNITS[task]}", *(f"{budget:,}" for budget in budgets)]
-        parts.append(_markdown(head, lines))
-    return "\n".join(parts)
+                    found[name][budget].append(score - controls[of(budget), seed])
+        if found:
+            texts[place] = {
+                name: {budget: _counted(values, sign="+") for budget, values in ahead.items()}
+                for name, ahead in found.items()
+            }
+    return _grid(texts, _titled)
+
+
+def _titled(task: str, size: str) -> str:
+    return f"{task}, {size}: {UNITS[task]}"
 
 
 def _counted(values: Sequence[float], *, sign: str = "", of: int = 3) -> str:
     return _mean(values, sign=sign) + (f" ({len(values)})" if values and len(values) != of else "")
+
+
+def own_rates(part: str) -> str:
+    """Each way with the learning rate that suits it there, by validation; on test data."""
+    return _by_budget(_chosen(part))
+
+
+def which_rates(part: str) -> str:
+    """Which rate that is, and of which ones."""
+    rates: dict[tuple[str, str], dict[str, dict[int, str]]] = defaultdict(dict)
+    tried = _tried(part)
+    for name, record in _chosen(part):
+        task, size, budget = record["task"], record["size"], record["budget"]
+        among = sorted(tried[task, size, budget, name])
+        told = f"{_rate(record):g} of {', '.join(f'{rate:g}' for rate in among)}"
+        rates[task, size].setdefault(name, {})[budget] = told
+    return _grid(rates, lambda task, size: f"{task}, {size}: learning rate")
+
+
+def ahead_at_own_rates(part: str) -> str:
+    """How far each way is ahead of the control that restarts, each at its own rate."""
+    return _compared(_chosen(part), "restarts", lambda budget: budget)
+
+
+def ahead_of_scratch(part: str) -> str:
+    """The same, of one fall of the learning rate."""
+    return _compared(_chosen(part), "scratch", lambda budget: budget)
+
+
+Tried = dict[tuple[str, str, int, str], dict[float, dict[int, Record]]]
+
+
+def _tried(part: str) -> Tried:
+    """Task, size, budget, way -> learning rate -> seed -> record."""
+    tried: Tried = defaultdict(lambda: defaultdict(dict))
+    for name, record in _records(part):
+        way, _, _ = name.partition(",")
+        place = record["task"], record["size"], record["budget"], way
+        tried[place][_rate(record)][record["seed"]] = record
+    return tried
+
+
+def _chosen(part: str) -> list[tuple[str, Record]]:
+    """The records of the rate that is best on validation data, over the seeds that all rates have.
+
+    Where a way has one rate only, nothing was chosen, and nothing is here.
+    """
+    chosen: list[tuple[str, Record]] = []
+    for (*_, way), rates in _tried(part).items():
+        if len(rates) == 1:
+            continue
+        seeds = set.intersection(*(set(by_seed) for by_seed in rates.values()))
+        if not seeds:
+            continue
+        best = max(
+            rates.values(),
+            key=lambda by_seed: statistics.mean(_score(by_seed[s], "validation") for s in seeds),
+        )
+        chosen += [(way, best[seed]) for seed in sorted(best)]
+    return chosen
+
+
+def _rate(record: Record) -> float:
+    return record["way"].get("lr", BASE_LR)
 
 
 def saturation(part: str) -> str:
@@ -243,6 +317,10 @@ TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "ceiling": ("ceiling", by_budget),
     "linear": ("linear", beside),
     "lengths": ("lengths", by_budget),
+    "own rates": ("lengths", own_rates),
+    "which rates": ("lengths", which_rates),
+    "ahead at own rates": ("lengths", ahead_at_own_rates),
+    "ahead of scratch at own rates": ("lengths", ahead_of_scratch),
     "plain": ("plain", by_budget),
 }
 """Name of a table -> the part that it is of, and what makes it."""
