@@ -1,7 +1,7 @@
 """(a), (b) and (d) in a process of their own, beside (c): two cores, one thread each.
 
 One thread a process is as fast as two threads where the networks are so small, does not
-suffer when other programs want the cores, and computes the same bits on every machine.
+suffer when other programs want the cores, and computes the same bits however many there are.
 
 The worker reads settings and plan from the run's folder, writes its progress as lines of JSON
 to standard output, and ends when its standard input does: when its parent has ended, however.

@@ -1,8 +1,9 @@
 """Workers beside each other on one machine, looked after by the process that the user started.
 
 Each worker is a process of its own with one thread, which is as fast as two for small networks,
-and computes the same bits on every machine. It tells its progress as lines of JSON, and ends when
-its standard input does: when its parent has ended, however. One that dies is started again.
+and computes the same bits however many cores there are. It tells its progress as lines of JSON,
+and ends when its standard input does: when its parent has ended, however. One that dies is started
+again.
 """
 
 from __future__ import annotations
