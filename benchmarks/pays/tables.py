@@ -138,13 +138,14 @@ def own_rates(part: str) -> str:
 
 
 def which_rates(part: str) -> str:
-    """Which rate that is, and of which ones."""
+    """Which rate that is, and which were tried beside it."""
     rates: dict[tuple[str, str], dict[str, dict[int, str]]] = defaultdict(dict)
     tried = _tried(part)
     for name, record in _chosen(part):
         task, size, budget = record["task"], record["size"], record["budget"]
         among = sorted(tried[task, size, budget, name])
-        told = f"{_rate(record):g} of {', '.join(f'{rate:g}' for rate in among)}"
+        others = ", ".join(f"{rate:g}" for rate in among if rate != _rate(record))
+        told = f"{_rate(record):g}" + (f", not {others}" if others else "")
         rates[task, size].setdefault(name, {})[budget] = told
     return _grid(rates, lambda task, size: f"{task}, {size}: learning rate")
 
@@ -175,21 +176,27 @@ def _tried(part: str) -> Tried:
 def _chosen(part: str) -> list[tuple[str, Record]]:
     """The records of the rate that is best on validation data, over the seeds that all rates have.
 
-    Where a way has one rate only, nothing was chosen, and nothing is here.
+    Of the places where the small network alone was tried with several rates; a way that has one
+    there is at a disadvantage.
     """
+    tried = _tried(part)
+    places = {
+        (task, size, budget)
+        for (task, size, budget, way), rates in tried.items()
+        if way in ("scratch", "restarts") and len(rates) > 1
+    }
     chosen: list[tuple[str, Record]] = []
-    for (*_, way), rates in _tried(part).items():
-        if len(rates) == 1:
-            continue
+    for (task, size, budget, way), rates in tried.items():
         seeds = set.intersection(*(set(by_seed) for by_seed in rates.values()))
-        if not seeds:
+        if (task, size, budget) not in places or not seeds:
             continue
-        best = max(
-            rates.values(),
-            key=lambda by_seed: statistics.mean(_score(by_seed[s], "validation") for s in seeds),
-        )
+        best = max(rates.values(), key=lambda by_seed: _validated(by_seed, seeds))
         chosen += [(way, best[seed]) for seed in sorted(best)]
     return chosen
+
+
+def _validated(by_seed: Mapping[int, Record], seeds: Iterable[int]) -> float:
+    return statistics.mean(_score(by_seed[seed], "validation") for seed in seeds)
 
 
 def _rate(record: Record) -> float:

@@ -8,7 +8,7 @@ from eslkit_tsdn.demo.settings import LINEAR, LONG, SCRATCH, DemoResults, Row
 
 __all__ = ["against_long", "against_scratch", "gains", "linear_against", "verdict"]
 
-LEVEL = 0.05  # dB; less is no difference that one seed could show
+LEVEL = 0.2  # dB; by as much the same seed ends elsewhere on another kind of processor
 
 
 def verdict(results: DemoResults) -> tuple[str, ...]:
