@@ -15,6 +15,7 @@ from eslkit_tsdn.cli import app
 from eslkit_tsdn.demo.progress import DemoProgress
 from eslkit_tsdn.measuring import Evaluation
 from eslkit_tsdn.metrics import PROTOCOLS
+from eslkit_tsdn.models import TSDN
 from eslkit_tsdn.weights import load_network, read_metadata
 from tests.eslkit_tsdn.fakes import drawn_photos
 from tests.eslkit_tsdn.sid_folder import make_sid
@@ -77,20 +78,26 @@ def test_interrupted_it_goes_on_to_the_same_network(tmp_path, monkeypatch):
     assert all((one[key] == other[key]).all() for key in one)
 
 
-@pytest.mark.parametrize("how", [(), ("--esl",), ("--model", "tsdn3")], ids=" ".join)
+@pytest.mark.parametrize("how", [(), ("--model", "tsdn3")], ids=" ".join)
 def test_layers_that_are_larger_inside_are_trained_at_half_the_rate(tmp_path, how):
     small, inside = tmp_path / "small", tmp_path / "inside"
     train(small, *how, "--iterations", 3)
     said = train(inside, *how, "--linear", "--iterations", 3)
     assert "network.safetensors is the network" in said
-    plan = RunStore(inside).plan()
-    assert (plan.linear, plan.scale_rates) == (4, True)
-    assert [step.init for step in plan.steps] == [
-        step.init for step in RunStore(small).plan().steps
-    ]
+    plans = [RunStore(folder).plan() for folder in (small, inside)]
+    assert [(plan.linear, plan.scale_rates) for plan in plans] == [(0, False), (4, True)]
+    assert plans[0].steps == plans[1].steps
     one, other = (load_network(folder).state_dict() for folder in (small, inside))
     assert [(k, v.shape) for k, v in one.items()] == [(k, v.shape) for k, v in other.items()]
     assert not all((one[key] == other[key]).all() for key in one)
+
+
+def test_so_they_are_in_every_step_of_esl(tmp_path):
+    train(tmp_path, "--esl", "--linear", "--iterations", 1)
+    plan = RunStore(tmp_path).plan()
+    assert (plan.linear, plan.scale_rates) == (4, True)
+    assert len(plan.steps) > 1
+    assert load_network(tmp_path).state_dict().keys() == TSDN((2, 3), stages=2).state_dict().keys()
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
