@@ -103,7 +103,7 @@ def baseline(esl: Plan, *, name: str, iterations: int, recipe: str | None = None
         seed=esl.steps[0].seed,
         picture=esl.steps[-1].picture,
     )
-    told = {} if recipe is None else {name: getattr(RECIPES[recipe], name) for name in _TRAINED}
+    told = {} if recipe is None else {key: getattr(RECIPES[recipe], key) for key in _TRAINED}
     return esl.model_copy(update={"width": 1.0, "depth": 0, "steps": (step,), **told})
 
 
