@@ -248,7 +248,7 @@ def _linear(data: Data) -> list[Run]:
 
 
 def _lengths(data: Data) -> list[Run]:
-    budgets = (4000, 16000, 64000, 128000)
+    budgets = (4000, 16000, 64000, 128000, 256000)
     return [run for name, way in LENGTHS.items() for run in _runs(data, {name: way}, budgets)]
 
 
