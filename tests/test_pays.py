@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import eslkit
 from benchmarks.pays.catalogue import PRESET
 from benchmarks.pays.page import PAGES, filled
+from benchmarks.pays.pools import Pool
+from benchmarks.pays.progress import Progress
 from benchmarks.pays.study import PARTS, known_data, read, runs_of
-from benchmarks.pays.ways import Way, counts_of
+from benchmarks.pays.tasks import Task
+from benchmarks.pays.ways import Outcome, Way, carry_out, counts_of
 from eslkit.trainer import StepContext
 from eslkit_tsdn.models import UNet
 
@@ -70,3 +77,69 @@ def test_linear_expansion_that_is_measured_is_the_librarys_recipe() -> None:
     control = StepContext(again.steps[0], 1, None, 0, again)
     for done in range(60):
         assert Way().lr * asked.rate(done) == pytest.approx(way.lr * control.rate(done))
+
+
+def a_task(batches: list[int], *, most: float = math.inf) -> Task:
+    """A small one that costs milliseconds.
+
+    Args:
+        batches: is told of each batch.
+        most: the machine goes down before the next one.
+    """
+
+    class Drawn:
+        def batch(self, index: int, *, size: int, seed: int) -> tuple[torch.Tensor, ...]:
+            if len(batches) >= most:
+                raise KeyboardInterrupt("down")
+            batches.append(index)
+            drawn = np.random.default_rng((seed, index)).normal(size=(2, size, 1, 8, 8))
+            return tuple(torch.from_numpy(drawn).half())
+
+    def score(network: nn.Module) -> dict[str, float]:
+        return {"figure": float(sum(p.detach().double().sum() for p in network.parameters()))}
+
+    return Task(
+        name="drawn",
+        sizes={"2-3": (2, 3)},
+        build=lambda widths: UNet(widths, in_channels=1, out_channels=1),
+        example=torch.zeros(1, 1, 8, 8),
+        batch_size=2,
+        pool=cast("Pool", Drawn()),
+        loss=nn.functional.l1_loss,
+        agree=nn.functional.l1_loss,
+        validate=score,
+        test=score,
+        measure="figure",
+    )
+
+
+WAYS = {
+    "restarts": Way(restarts=2),
+    "averaged": Way(average=0.9),
+    "distillation": Way(distil=True, by_width=True),
+    "walk": Way(walk={"width": 1.5, "depth": 0, "granularity": "direct"}, start=0.2),
+    "linear": PRESET["linear"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_an_interrupted_run_ends_with_the_same_numbers(way: Way, tmp_path: Path) -> None:
+    def carried_out(folder: str, batches: list[int], most: float = math.inf) -> Outcome:
+        task, progress = a_task(batches, most=most), Progress(tmp_path / folder, every=0)
+        return carry_out(way, task, "2-3", budget=36, seed=3, progress=progress)
+
+    needed: list[int] = []
+    whole = carried_out("whole", needed)
+    assert len(needed) == whole.iterations
+    made = 0
+    for most in (2, len(needed) // 3):
+        tried: list[int] = []
+        with pytest.raises(KeyboardInterrupt, match="down"):
+            carried_out("stopped", tried, most)
+        assert len(tried) == most
+        made += most
+    again = carried_out("stopped", rest := [])
+    assert len(rest) == len(needed) - made
+    assert (again.steps, again.cost) == (whole.steps, whole.cost)
+    for mine, its in zip(again.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(mine, its)

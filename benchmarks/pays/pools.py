@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+CACHE = Path(tempfile.gettempdir()) / "eslkit-pays"
+"""Where samples, networks and runs under way are; it can be taken away."""
 
 Draw = Callable[[int], tuple[np.ndarray, ...]]
 """Number of a block -> arrays of as many samples, (samples, ...) each."""

@@ -29,6 +29,8 @@ from benchmarks.pays.catalogue import (
     other_rates,
     rate_of,
 )
+from benchmarks.pays.pools import CACHE
+from benchmarks.pays.progress import Progress
 from benchmarks.pays.ways import Way, carry_out
 
 __all__ = ["PARTS", "RESULTS", "Run", "carry_out_all", "known_data", "read", "runs_of"]
@@ -81,6 +83,10 @@ def _keep(record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+def _under_way(identity: str) -> Path:
+    return CACHE / "under way" / identity
+
+
 def _begin() -> None:
     import torch
 
@@ -90,11 +96,13 @@ def _begin() -> None:
 def _done(given: tuple[Run, str]) -> dict[str, Any]:
     import torch
 
-    from benchmarks.pays.tasks import CACHE, task
+    from benchmarks.pays.tasks import task
 
     run, data = given
-    work, began = task(run.task, data), time.perf_counter()
-    outcome = carry_out(run.way, work, run.size, budget=run.budget, seed=run.seed)
+    work, progress = task(run.task, data), Progress(_under_way(run.id))
+    outcome = carry_out(
+        run.way, work, run.size, budget=run.budget, seed=run.seed, progress=progress
+    )
     networks = CACHE / "networks"
     networks.mkdir(exist_ok=True)
     torch.save(outcome.network.state_dict(), networks / f"{run.id}.pt")
@@ -107,7 +115,7 @@ def _done(given: tuple[Run, str]) -> dict[str, Any]:
         "validation": work.validate(outcome.network),
         "test": work.test(outcome.network),
         "steps": outcome.steps,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(progress.seconds, 1),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, one thread",
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -117,7 +125,11 @@ def _done(given: tuple[Run, str]) -> dict[str, Any]:
 def carry_out_all(
     runs: Iterable[Run], *, data: str, processes: int, hours: float
 ) -> Iterator[dict[str, Any]]:
-    """Carry out what is not known yet, the cheapest first; stopped, it goes on where it was."""
+    """Carry out what is not known yet, the cheapest first.
+
+    Stopped at any moment, it goes on there: what has ended is known, and a training under way has
+    its last checkpoint (`Progress`).
+    """
     known, end = read(), time.monotonic() + 3600 * hours
     left = sorted(
         {run.id: run for run in runs if run.id not in known}.values(),
@@ -134,6 +146,7 @@ def carry_out_all(
                     waiting.remove(result)
                     record = result.get()
                     _keep(record)
+                    Progress(_under_way(record["id"])).clear()
                     yield record
                     following = next(pending, None)
                     if following is not None:

@@ -9,18 +9,16 @@ has two sizes of the small network; validation data choose, test data confirm.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.pays.pools import Pool
+from benchmarks.pays.pools import CACHE, Pool
 
 Score = Callable[[nn.Module], dict[str, float]]
 
@@ -62,8 +60,6 @@ SCENES = "cells-1"
 
 PHOTOGRAPHS = "photographs-2"
 """Version of how photographs are divided and drawn from, beside the hash of them."""
-
-CACHE = Path(tempfile.gettempdir()) / "eslkit-pays"
 
 
 @lru_cache(maxsize=2)

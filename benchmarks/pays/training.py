@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks.pays.progress import Kept, Stateful
 from benchmarks.pays.tasks import Task
 
 __all__ = ["train"]
+
+
+class Watch(Protocol):
+    """Notes something of a training."""
+
+    told: dict[str, Any]
+    """What it has noted."""
+
+    def __call__(self, done: int) -> None: ...
 
 
 def train(
@@ -23,7 +34,8 @@ def train(
     teacher: nn.Module | None = None,
     teach: float = 0.0,
     begin: Callable[[torch.optim.Optimizer], None] | None = None,
-    watch: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
+    kept: Kept | None = None,
     stop: Callable[[int], bool] | None = None,
     average: float = 0.0,
     lr: float,
@@ -42,6 +54,7 @@ def train(
         teach: its weight.
         begin: is given the optimizer before the first update.
         watch: is told how many updates are made, before each and at the end.
+        kept: where the training goes on, and where it puts its checkpoints.
         stop: is asked before every update whether to end here.
         average: decay of an exponential average of the weights, which the network ends with; 0
             for none.
@@ -60,7 +73,15 @@ def train(
     averaged = None
     if average:
         averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(average))
-    for index in range(iterations):
+    parts: dict[str, Stateful] = {
+        "network": network,
+        "optimizer": optimizer,
+        "rate": falling,
+        **({} if averaged is None else {"average": averaged}),
+    }
+    told = {} if watch is None else watch.told
+    updates = range(iterations) if kept is None else kept.updates(iterations, parts, told)
+    for index in updates:
         if watch is not None:
             watch(index)
         if stop is not None and stop(index):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import eslkit
+from benchmarks.pays.progress import Progress
 from benchmarks.pays.tasks import Task
 from benchmarks.pays.training import train
 from eslkit.budget import spread
@@ -101,7 +102,9 @@ class Outcome:
     """Of each training: name, updates, the validation figure before, during and after."""
 
 
-def carry_out(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outcome:
+def carry_out(
+    way: Way, task: Task, size: str, *, budget: int, seed: int, progress: Progress
+) -> Outcome:
     """Spend a budget.
 
     Args:
@@ -110,15 +113,15 @@ def carry_out(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Out
         size: which small network.
         budget: what it may cost, in updates of the small network.
         seed: of weights and batches.
+        progress: where its trainings go on if it was interrupted.
     """
-    if way.distil:
-        return _distilled(way, task, size, budget=budget, seed=seed)
-    if way.walk is None:
-        return _scratch(way, task, size, budget=budget, seed=seed)
-    return _walked(way, task, size, budget=budget, seed=seed)
+    kind = _distilled if way.distil else _scratch if way.walk is None else _walked
+    return kind(way, task, size, budget=budget, seed=seed, progress=progress)
 
 
-def _alone(way: Way, task: Task, network: nn.Module, name: str, count: int, **how: Any) -> Any:
+def _alone(
+    way: Way, task: Task, network: nn.Module, name: str, count: int, progress: Progress, **how: Any
+) -> dict[str, Any]:
     """One training that belongs to no schedule, with a learning rate of its own; what it logged."""
     log = _Log(task, network, name, count)
     train(
@@ -127,6 +130,7 @@ def _alone(way: Way, task: Task, network: nn.Module, name: str, count: int, **ho
         iterations=count,
         rate=lambda done: cosine(done / count),
         watch=log,
+        kept=progress.training(),
         average=way.average,
         lr=way.lr,
         warmup=way.warmup,
@@ -136,17 +140,21 @@ def _alone(way: Way, task: Task, network: nn.Module, name: str, count: int, **ho
     return log.told
 
 
-def _scratch(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outcome:
+def _scratch(
+    way: Way, task: Task, size: str, *, budget: int, seed: int, progress: Progress
+) -> Outcome:
     network = task.small(size, seed=seed)
     each = [budget // way.restarts + (i < budget % way.restarts) for i in range(way.restarts)]
     steps = [
-        _alone(way, task, network, f"part {part + 1}", count, seed=_batches(seed, part))
+        _alone(way, task, network, f"part {part + 1}", count, progress, seed=_batches(seed, part))
         for part, count in enumerate(each)
     ]
     return Outcome(network, budget, budget, steps)
 
 
-def _distilled(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outcome:
+def _distilled(
+    way: Way, task: Task, size: str, *, budget: int, seed: int, progress: Progress
+) -> Outcome:
     small = task.small(size, seed=seed)
     plan = eslkit.schedule(small, granularity="direct", example_inputs=task.example).plan
     large, base = plan.steps[0].macs, plan.base_macs
@@ -159,7 +167,9 @@ def _distilled(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Ou
             return  # only the expanded network is wanted
         # A learning rate for a network twice as wide, as `by_width` has it.
         gently = replace(way, lr=way.lr * (base / large) ** 0.5 if way.by_width else way.lr)
-        told = _alone(gently, task, network, "teacher", large_count, seed=_batches(seed, 0))
+        told = _alone(
+            gently, task, network, "teacher", large_count, progress, seed=_batches(seed, 0)
+        )
         steps.append(told)
         kept.append(clone(network).eval().requires_grad_(False))
 
@@ -168,19 +178,21 @@ def _distilled(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Ou
         expanded
     )
     taught = {"teacher": kept[0], "teach": 1.0, "seed": _batches(seed, 1)}
-    steps.append(_alone(way, task, small, "student", small_count, **taught))
+    steps.append(_alone(way, task, small, "student", small_count, progress, **taught))
     cost = large_count * large / base + small_count * (1 + large / base / 3)
     return Outcome(small, cost, large_count + small_count, steps)
 
 
-def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outcome:
+def _walked(
+    way: Way, task: Task, size: str, *, budget: int, seed: int, progress: Progress
+) -> Outcome:
     options = dict(way.walk or {})
     rates, teach = options.pop("rates", "restart"), options.pop("teach", 0.0)
     options["init"] = _policy(options.get("init", "first"), task)
     small, first = task.small(size, seed=seed), round(way.start * budget)
     steps: list[dict[str, Any]] = []
     if first:
-        steps.append(_alone(way, task, small, "start", first, seed=_batches(seed, 99)))
+        steps.append(_alone(way, task, small, "start", first, progress, seed=_batches(seed, 99)))
     outcome = Outcome(small, first, first, steps)
     for lap in range(way.rounds):
         made = eslkit.schedule(
@@ -202,7 +214,7 @@ def _walked(way: Way, task: Task, size: str, *, budget: int, seed: int) -> Outco
             teach=teach,
             linear=linear,
         )
-        trainer = _Trainer(way, task, seed, options["init"], steps, costs, lap)
+        trainer = _Trainer(way, task, seed, options["init"], steps, costs, progress, lap)
         outcome.network = replace(made, plan=plan).run(trainer).model
         outcome.cost += sum(n * c for n, c in zip(trainer.counts, costs, strict=True))
         outcome.iterations += sum(trainer.counts)
@@ -284,6 +296,7 @@ class _Trainer:
     steps: list[dict[str, Any]]
     costs: list[float]
     """Of an update of each step."""
+    progress: Progress
     lap: int = 0
     counts: list[int] = field(default_factory=list[int])
     """Updates that were made in each step."""
@@ -309,6 +322,8 @@ class _Trainer:
             teach=step.teach,
             begin=self._begin(model, step),
             watch=log,
+            # One that may end early has to be seen from its beginning.
+            kept=self.progress.training() if stop is None else None,
             stop=stop,
             average=self.way.average,
             lr=self.way.lr,
