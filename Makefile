@@ -11,12 +11,13 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-models lint format types layers docs check bench clean
+.PHONY: help demo test test-slow test-models lint format types layers docs check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         train, shrink and compare a denoiser on photographs; ends in runs/demo/report.html"
 	@echo "make test         the test suite"
+	@echo "make test-slow    what takes long: processes that are killed and go on, for every trainer"
 	@echo "make test-models  the same laws on strangers' networks (installs the extra 'models')"
 	@echo "make lint         ruff: rules and format          make format  mends what can be mended"
 	@echo "make types        pyright, strict for eslkit      make layers  imports run one way only"
@@ -57,6 +58,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-models: $(VENV)/.models
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m models $(ARGS)

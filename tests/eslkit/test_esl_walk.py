@@ -59,7 +59,6 @@ def small_tsdn() -> eslkit.Schedule:
     return eslkit.schedule(model, depth=1, example_inputs=torch.zeros(1, 4, 32, 32))
 
 
-@pytest.mark.slow
 def test_tsdn_walks_through_the_paper_s_eight_networks(tsdn_plan: Plan) -> None:
     assert walk_of(tsdn_plan) == TSDN_WALK
     assert [step.phase for step in tsdn_plan.steps] == [
@@ -70,13 +69,11 @@ def test_tsdn_walks_through_the_paper_s_eight_networks(tsdn_plan: Plan) -> None:
     assert [step.layers for step in tsdn_plan.steps[-2:]] == [6, 4]
 
 
-@pytest.mark.slow
 def test_tsdn_costs_22_trainings_from_scratch(tsdn_plan: Plan) -> None:
     assert round(sum(map(tsdn_plan.cost, tsdn_plan.steps)), 2) == 22.14
     assert tsdn_plan.base_parameters == 964_456
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, walk, total", [(UNet, UNET_WALK, 15.36), (SUNet, SUNET_WALK, 15.33)]
 )
@@ -153,7 +150,6 @@ def test_the_walk_ends_in_the_model_s_own_keys_and_shapes(small_tsdn: eslkit.Sch
     assert list(network.state_dict()) == list(shapes)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "row, trainings, cost, parameters",
     [

@@ -223,7 +223,6 @@ def test_what_is_made_can_be_used_like_any_model(form: Form, what: str) -> None:
     assert not torch.equal(run(made.eval(), x), want)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 2])
 def test_what_is_made_can_be_compiled(dims: int) -> None:
     form = Form(

@@ -246,7 +246,6 @@ def train_in_child(folder: str) -> None:
     run(Path(folder), shuffled())
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_bits(tmp_path: Path) -> None:
     run(tmp_path / "whole", shuffled())
     processes = multiprocessing.get_context("forkserver")

@@ -71,8 +71,9 @@ def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
     return [int(line) for line in listed.stdout.split()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind, victim", [("loop", 0), ("lightning", 1)])
+@pytest.mark.parametrize(
+    "kind, victim", [("loop", 0), pytest.param("lightning", 1, marks=pytest.mark.slow)]
+)
 def test_a_schedule_under_torchrun_ends_in_the_bits_that_the_store_holds(
     tmp_path: Path, kind: str, victim: int
 ) -> None:

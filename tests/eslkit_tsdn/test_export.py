@@ -126,7 +126,6 @@ def test_what_cannot_be_exported_is_refused(network: nn.Module, model: bytes) ->
         session_of(b"no model")
 
 
-@pytest.mark.slow
 def test_the_command_writes_and_compares(tmp_path: Path) -> None:
     save_network(UNet((2, 3)), tmp_path / "net.safetensors")
     out = tmp_path / "out"

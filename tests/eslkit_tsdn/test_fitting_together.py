@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -33,7 +32,6 @@ def by_hand() -> torch.nn.Module:
     return model
 
 
-@pytest.mark.slow
 def test_two_processes_see_their_own_batches_and_train_one_network(tmp_path):
     plain = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     done = subprocess.run(

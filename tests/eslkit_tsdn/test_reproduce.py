@@ -153,6 +153,7 @@ def test_a_second_call_trains_nothing(
     assert figures(run(asked, out)) == figures(results)
 
 
+@pytest.mark.slow
 def test_two_processes_end_in_the_same_bits(
     asked: Reproduction, begun: Path, whole: tuple[Path, Results]
 ) -> None:

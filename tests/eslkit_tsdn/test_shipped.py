@@ -6,7 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from eslkit_tsdn.data.photos import packaged_photos
@@ -45,7 +44,6 @@ def test_the_model_card_says_what_was_measured() -> None:
             assert f"| x{ratio} | {cells[0]} | {cells[1]} |" in card
 
 
-@pytest.mark.slow
 def test_it_denoises_photographs_that_it_has_not_seen() -> None:
     network = load_network(SHIPPED)
     photos = [photo for photo in packaged_photos() if photo.name in ("coffee", "chelsea")]
