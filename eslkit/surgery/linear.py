@@ -123,8 +123,9 @@ class LinearExpansion(nn.Module):
 def expandable_layers(model: nn.Module) -> tuple[str, ...]:
     """Names of the layers that can be expanded linearly.
 
-    Convolutions, transposed ones and linear layers of torch, and what is derived from them, whose
-    weight is trained, is theirs alone, and is not parametrized otherwise.
+    Convolutions, transposed ones and linear layers of torch, what is derived from them, and layers
+    that a network writes anew with a `weight` of rows and columns (a kernel that they hand to
+    `F.conv2d`, say), whose weight is trained, is theirs alone, and is not parametrized otherwise.
     """
     uses = Counter(
         id(parameter)
@@ -135,9 +136,9 @@ def expandable_layers(model: nn.Module) -> tuple[str, ...]:
     for name, module in model.named_modules():
         weight = dict(module.named_parameters(recurse=False)).get("weight")
         if (
-            isinstance(module, _LAYERS)
-            and weight is not None
+            weight is not None
             and not is_lazy(weight)
+            and (isinstance(module, _LAYERS) or _is_written_anew(module, weight))
             and weight.requires_grad
             and weight.is_floating_point()
             and uses[id(weight)] == 1
@@ -147,6 +148,21 @@ def expandable_layers(model: nn.Module) -> tuple[str, ...]:
         ):
             names.append(name)
     return tuple(names)
+
+
+def _is_written_anew(module: nn.Module, weight: Tensor) -> bool:
+    """Whether a layer owes torch nothing but `nn.Module`, and its weight can be a matrix.
+
+    That keeps out torch's norms and embeddings, and scales of whatever class: (C,), (1, C, 1, 1).
+    A sum with a product can be any weight, however its numbers lie, so what its axes mean need not
+    be known: of a kernel that has its inputs first, the product mixes those.
+    """
+    own = all(c in (nn.Module, object) or not _of_torch(c) for c in type(module).__mro__)
+    return own and weight.dim() > 1 and 1 < len(weight) < weight.numel()
+
+
+def _of_torch(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "torch"
 
 
 def expand_linearly(model: nn.Module, times: int = 4, *, seed: int = 0) -> tuple[str, ...]:
@@ -219,7 +235,8 @@ def _of(layer: nn.Module, times: int, generator: torch.Generator | None = None) 
 
 
 def _groups(layer: nn.Module) -> int:
-    return 1 if isinstance(layer, nn.Linear) else cast(nn.Conv2d, layer).groups
+    is_torchs = isinstance(layer, _LAYERS) and not isinstance(layer, nn.Linear)
+    return cast(nn.Conv2d, layer).groups if is_torchs else 1
 
 
 def collapse(model: nn.Module) -> tuple[str, ...]:

@@ -177,6 +177,73 @@ def test_layers_derived_from_torchs_are_taken_as_far_as_they_are_like_them() -> 
     assert not expand_linearly(nn.Sequential(Odd(), nn.ReLU()))
 
 
+class WrittenAnew(nn.Module):
+    """A convolution as some networks have it, with a gain on its kernel."""
+
+    groups = "a name of its own"
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+        self.weight = nn.Parameter(0.3 * torch.randn(shape))
+        self.bias = nn.Parameter(torch.zeros(shape[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.to(x) * self.gain, self.bias, padding="same")
+
+
+class Scale(nn.Module):
+    """A norm's, for pictures."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
+class Table(nn.Embedding):
+    """What is looked up is no layer, whoever derives it."""
+
+
+def test_layers_that_a_network_writes_anew_are_layers() -> None:
+    model = nn.Sequential(
+        WrittenAnew(6, 3, 3, 3),
+        Scale(1, 6, 1, 1),
+        nn.ReLU(),
+        Scale(6, 1, 1),
+        WrittenAnew(3, 6, 1, 1),
+    ).double()
+    x, keys = torch.rand(2, 3, 5, 5).double(), list(model.state_dict())
+    before = model(x)
+    assert expand_linearly(model) == ("0", "4")
+    PRESERVED.check(model(x), before)
+    model(x).square().mean().backward()
+    assert all(bool(factor.grad.abs().max() > 0) for factor in factors_of(model[0]))
+    shaken(model)
+    trained = model(x)
+    assert collapse(model) == ("0", "4")
+    PRESERVED.check(model(x), trained)
+    assert list(model.state_dict()) == keys
+    assert not expandable_layers(nn.Sequential(Table(4, 4), nn.Bilinear(2, 2, 2), Scale(4, 1)))
+
+
+def test_a_network_of_layers_written_anew_has_the_recipe() -> None:
+    model = nn.Sequential(WrittenAnew(6, 3, 3, 3), nn.ReLU(), WrittenAnew(3, 6, 3, 3))
+    x = torch.rand(2, 3, 5, 5)
+    made = eslkit.schedule(model, budget=6, example_inputs=x)
+    assert made.plan.linear == 4
+    looked: list[int] = []
+
+    def train(network: nn.Module, _: StepContext) -> None:
+        looked.append(len(list(network.parameters())))
+
+    back = made.run(train).model
+    assert looked == [10]
+    assert list(back.state_dict()) == list(model.state_dict())
+
+
 def test_weights_that_are_not_a_layers_own_stay_as_they_are() -> None:
     model = Tied()
     assert expand_linearly(model) == ("free",)
