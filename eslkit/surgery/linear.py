@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from eslkit.errors import InputError
 
@@ -60,6 +61,10 @@ class LinearExpansion(nn.Module):
         super().__init__()
         self.groups, self.transposed, self.times, self.order = groups, transposed, times, order
         self._generator = generator
+        self.held: list[Tensor] | None = None
+        """While its layer runs: the weight, once it was asked for."""
+        self.hooks: list[RemovableHandle] = []
+        """Of its layer."""
 
     def forward(self, own: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """The weight.
@@ -69,6 +74,14 @@ class LinearExpansion(nn.Module):
             left: (groups, outputs of a group, inner).
             right: (groups, inner, inputs of a group times the kernel's positions).
         """
+        if not self.held:
+            weight = self._made(own, left, right)
+            if self.held is None:
+                return weight
+            self.held.append(weight)
+        return self.held[0]
+
+    def _made(self, own: Tensor, left: Tensor, right: Tensor) -> Tensor:
         kind = own.device.type
         if is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
@@ -207,7 +220,34 @@ def expand_linearly(model: nn.Module, times: int = 4, *, seed: int = 0) -> tuple
     for name in names:
         layer = model.get_submodule(name)
         parametrize.register_parametrization(layer, "weight", _of(layer, times, generator))
+        if not _is_torchs_forward(layer):
+            _expansion(layer).hooks = [
+                layer.register_forward_pre_hook(_hold),
+                layer.register_forward_hook(_let_go, always_call=True),
+            ]
     return names
+
+
+def _is_torchs_forward(layer: nn.Module) -> bool:
+    """Whether a layer runs code that is known to ask for its weight once, and not to write it."""
+    return any(type(layer).forward is kind.forward for kind in _LAYERS)
+
+
+def _hold(layer: nn.Module, _inputs: object) -> None:
+    """Let a layer find the same weight whenever it asks while it runs.
+
+    A masked convolution, say, writes zeros into its weight and then convolves with it.
+    """
+    _expansion(layer).held = []
+
+
+def _let_go(layer: nn.Module, _inputs: object, _output: object) -> None:
+    _expansion(layer).held = None
+
+
+def _expansion(layer: nn.Module) -> LinearExpansion:
+    (*_, last) = cast(parametrize.ParametrizationList, layer.parametrizations["weight"])  # type: ignore[index]
+    return cast(LinearExpansion, last)
 
 
 def product_macs(model: nn.Module, times: int = 4) -> int:
@@ -257,6 +297,8 @@ def collapse(model: nn.Module) -> tuple[str, ...]:
         (*_, last) = cast(parametrize.ParametrizationList, kept["weight"])
         if not isinstance(last, LinearExpansion):
             continue
+        for hook in last.hooks:
+            hook.remove()
         _own_class(layer)
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         parameters = dict(layer.named_parameters(recurse=False))

@@ -220,13 +220,61 @@ def test_layers_that_a_network_writes_anew_are_layers() -> None:
     assert expand_linearly(model) == ("0", "4")
     PRESERVED.check(model(x), before)
     model(x).square().mean().backward()
-    assert all(bool(factor.grad.abs().max() > 0) for factor in factors_of(model[0]))
+    grads = [factor.grad for factor in factors_of(model[0])]
+    assert all(grad is not None and grad.abs().max() > 0 for grad in grads)
     shaken(model)
     trained = model(x)
     assert collapse(model) == ("0", "4")
     PRESERVED.check(model(x), trained)
     assert list(model.state_dict()) == keys
     assert not expandable_layers(nn.Sequential(Table(4, 4), nn.Bilinear(2, 2, 2), Scale(4, 1)))
+
+
+class Masked(nn.Conv2d):
+    """A convolution that is blind for what stands at its own place, as of PixelCNN."""
+
+    def __init__(self, entries: int, made: int) -> None:
+        super().__init__(entries, made, 3, padding=1)
+        self.mask: Tensor
+        self.register_buffer("mask", torch.ones_like(self.weight.data))
+        self.mask[:, :, 1, 1] = 0
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        if x.isnan().any():
+            raise ValueError("not a picture")
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+def seen(layer: nn.Module) -> Tensor:
+    """How an output hangs on the input at its own place."""
+    x = torch.rand(1, 3, 5, 5, requires_grad=True)
+    layer(x)[0, :, 2, 2].sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    return x.grad[0, :, 2, 2].abs().max()
+
+
+def test_layers_that_write_into_their_weight_run_with_what_they_wrote() -> None:
+    layer, x = Masked(3, 8), torch.rand(2, 3, 5, 5)
+    before = layer(x)
+    expand_linearly(layer)
+    FLOAT32_FORWARD.check(layer(x), before)
+    shaken(layer)
+    for each in (layer, clone(layer), deepcopy(layer)):
+        assert seen(each) == 0
+        with pytest.raises(ValueError, match="not a picture"):
+            each(x * torch.nan)
+        trained, right = each(x), factors_of(each)[2]
+        shaken(each)
+        assert not torch.equal(each(x), trained), "a weight is held no longer than its layer runs"
+        right.grad = None
+        each(x).square().sum().backward()
+        assert right.grad is not None
+        trained = each(x)
+        assert collapse(each) == ("",)
+        FLOAT32_FORWARD.check(each(x), trained)
+        assert not any(value for name, value in vars(each).items() if "forward" in name)
 
 
 def test_a_network_of_layers_written_anew_has_the_recipe() -> None:
