@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from eslkit.errors import InputError, TraceError
+from eslkit.graph.leftovers import check_leftovers, leftovers
 from eslkit.graph.record import Recorder, source_line, tensor_leaves
 from eslkit.graph.recurrence import ShortSequences
 from eslkit.graph.skeleton import prepare, skeleton
@@ -113,7 +114,7 @@ def export(
 
     Raises:
         TraceError: the model's code failed on these inputs.
-        InputError: the model cannot be copied.
+        InputError: the model cannot be copied, or holds a state of an earlier run.
     """
     failures: list[BaseException] = []
     ways = [("meta", train), ("fake", train), ("fake", False), ("real", False)]
@@ -242,6 +243,7 @@ def run(
         recorder: what writes; a new one if left out.
 
     Raises:
+        InputError: the model was run before, and its next run reads what that has left.
         Exception: whatever the model's code raises.
     """
     recorder = recorder or Recorder()
@@ -255,10 +257,12 @@ def run(
         leaves[i] = tensor
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     handles = list(recorder.watch(bare))
+    before = leftovers(bare)
     held = [(module, dict(module._buffers)) for module in nn.Module.modules(bare)]  # pyright: ignore[reportPrivateUsage]
     try:
         with world.context(), ShortSequences(recorder), recorder:
             results = tensor_leaves(bare(*args, **kwargs))
+        check_leftovers(before, recorder, placed)
         updates = tuple(_updates(bare, recorder, parameters))
     finally:
         for handle in handles:
