@@ -13,9 +13,10 @@ code stores on itself reaches the caller's model.
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,13 +156,20 @@ def _trace_context() -> Generator[None]:
     log = logging.getLogger("torch._subclasses.fake_tensor")
     quiet, log.disabled = log.disabled, True  # it would print every failure of a trial
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _uncompiled():
             torch.backends.mha.set_fastpath_enabled(False)
             yield
     finally:
         log.disabled = quiet
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.set_rng_state(rng)
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """What the user has compiled runs as it was written; else the recorder would be compiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 class World:

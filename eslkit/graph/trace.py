@@ -79,7 +79,7 @@ def trace_fully(
 
 
 def check_model(model: object) -> None:
-    """Raise unless it is a module.
+    """Raise unless it is a module whose code is Python's.
 
     Raises:
         InputError: it is something else.
@@ -90,6 +90,13 @@ def check_model(model: object) -> None:
             f"The model is a {type(model).__name__}, expected a torch.nn.Module: "
             f"{shown if len(shown) < 60 else shown[:57] + '...'}; build the model first"
         )
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            named = f"`{path}` of the model" if path else "The model"
+            raise InputError(
+                f"{named} was compiled by torch.jit, and its code can no longer be followed. "
+                "Pass a model that is made of its Python classes; compile what comes out."
+            )
 
 
 def example_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

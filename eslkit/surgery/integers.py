@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from eslkit.surgery.settings import parts_of, with_parts
 
 __all__ = ["Aims", "Edit", "apply_edits", "candidates", "differing", "known_edits"]
 
@@ -43,10 +46,14 @@ def differing(module: nn.Module, twin: nn.Module) -> Iterator[tuple[str, Any]]:
     if type(module) is not type(twin) or type(module).__module__.startswith("torch.nn.modules"):
         return
     for name, value in vars(module).items():
-        if not name.startswith("_") and name != "training" and _counts(value):
+        if not name.startswith("_") and name != "training" and _holds_counts(value):
             other = vars(twin).get(name)
-            if type(other) is type(value) and _counts(other) and other != value:
+            if type(other) is type(value) and _holds_counts(other) and other != value:
                 yield name, other
+
+
+def _holds_counts(value: Any) -> bool:
+    return _counts(value) or any(map(_holds_counts, parts_of(value).values()))
 
 
 def _counts(value: Any) -> bool:
@@ -58,7 +65,7 @@ def _counts(value: Any) -> bool:
 def apply_edits(model: nn.Module, edits: tuple[Edit, ...]) -> None:
     """Set the attributes; the model is changed."""
     for edit in edits:
-        setattr(model.get_submodule(edit.path), edit.attribute, edit.value)
+        setattr(model.get_submodule(edit.path), edit.attribute, copy.deepcopy(edit.value))
 
 
 def known_edits(old: nn.Module, new: nn.Module) -> tuple[Edit, ...]:
@@ -190,13 +197,24 @@ def _differences(sizes: Mapping[int, set[int]]) -> dict[int, set[int]]:
 
 
 def _replacements(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:
-    if not _counts(value):
-        return
-    if isinstance(value, int):
-        for new in sorted(sizes.get(value, ())):
-            if new != value:
-                yield new
-    else:
+    if _counts(value) and isinstance(value, int):
+        yield from (new for new in sorted(sizes.get(value, ())) if new != value)
+    elif _counts(value):
         changed = [min(sizes.get(v, {v})) for v in value]
         if changed != list(value):
             yield tuple(changed) if isinstance(value, tuple) else changed
+    else:
+        yield from _replaced_parts(value, sizes)
+
+
+def _replaced_parts(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:
+    """Settings with all numbers that are sizes changed, then with one of them."""
+    choices = {
+        key: found
+        for key, part in parts_of(value).items()
+        if (found := list(_replacements(part, sizes)))
+    }
+    if len(choices) > 1:
+        yield with_parts(value, {key: found[0] for key, found in choices.items()})
+    for key, found in choices.items():
+        yield from (with_parts(value, {key: new}) for new in found)

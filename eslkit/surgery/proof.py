@@ -7,10 +7,11 @@ values; what then still fails is reported with the module and the text of the fa
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +21,7 @@ from torch.nn.modules.instancenorm import (
 
 from eslkit.graph.export import Exported, World, run, source_line
 from eslkit.graph.record import Recorder
+from eslkit.graph.skeleton import prepare
 from eslkit.graph.values import Value
 from eslkit.surgery.integers import Aims, Edit, apply_edits, known_edits
 from eslkit.surgery.numbers import factor_in
@@ -30,6 +32,9 @@ __all__ = ["Failure", "Proof", "prove"]
 
 _MOST_IDLE = 48
 """Runs without any progress after which no further attribute is tried, near and far each."""
+
+_ONE_WAY = 1 << 40
+"""What a whole run in train mode counts as progress, before one in eval mode."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,12 @@ def prove(model: nn.Module, sizes: Sizes, aims: Aims | None = None) -> Proof:
     given = (*known_edits(model, bare), *_bare_norms(model, expected))
     apply_edits(bare, given)
     numbers: dict[fx.Node, float] = {}
+    runs = _Runs(model, bare, expected, world, numbers)
     edits, failure, exported = given, None, None
     for due in (aims.edits, ()) if aims.reached and aims.edits else ((),):
         kept = present(bare, due)
         apply_edits(bare, due)
-        failure, exported = _run(bare, expected, world, numbers)
+        failure, exported = runs()
         if failure is None:
             edits = (*given, *due)
             break
@@ -91,7 +97,7 @@ def prove(model: nn.Module, sizes: Sizes, aims: Aims | None = None) -> Proof:
     def tried(proposal: tuple[Edit, ...]) -> Failure | None:
         kept = present(bare, proposal)
         apply_edits(bare, proposal)
-        after, _ = _run(bare, expected, world, numbers)
+        after, _ = runs()
         apply_edits(bare, kept)
         return after
 
@@ -170,13 +176,70 @@ def _due_to(failure: Failure | None, edits: tuple[Edit, ...]) -> bool:
     return failure is not None and bool({edit.path for edit in edits} & set(failure.stack))
 
 
+class _Runs:
+    """Runs of a resized model: as it was traced, and in eval mode where its own code asks for it.
+
+    A block that merges its branches in eval mode is another network there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bare: nn.Module,
+        expected: _Expected,
+        world: World,
+        numbers: dict[fx.Node, float],
+    ) -> None:
+        self._model, self._bare, self._expected = model, bare, expected
+        self._world, self._numbers = world, numbers
+        kinds = {type(module) for module in nn.Module.modules(bare)}
+        self._two_ways = world.runner.train and any(map(_asks_for_mode, kinds))
+
+    def __call__(self) -> tuple[Failure | None, Exported | None]:
+        """What failed; the operations, if nothing did."""
+        failure, exported = _run(self._bare, self._expected, self._world, self._numbers)
+        if failure is None and self._two_ways:
+            failure = self._in_eval_mode()
+        return failure, None if failure else exported
+
+    def _in_eval_mode(self) -> Failure | None:
+        self._bare.eval()
+        failure, _ = _run(self._bare, self._expected, self._world, {}, as_traced=False)
+        prepare(self._bare, train=True)
+        if failure is None or not self._runs_as_it_is():
+            return None
+        text = f"in eval mode, {failure.text}"
+        return replace(failure, text=text, progress=failure.progress + _ONE_WAY)
+
+    def _runs_as_it_is(self) -> bool:
+        """Whether the model itself runs in eval mode; asked once if it does not."""
+        traced, same = self._expected.traced, self._world.copy(self._model).eval()
+        try:
+            run(same, traced.inputs, traced.keywords, world=self._world)
+        except Exception:  # noqa: BLE001  the user's code may raise anything
+            self._two_ways = False
+        return self._two_ways
+
+
+@functools.cache
+def _asks_for_mode(kind: type[nn.Module]) -> bool:
+    own = [c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("torch", "builtins")]
+    codes = [getattr(item, "__code__", None) for c in own for item in vars(c).values()]
+    return any(code is not None and "training" in code.co_names for code in codes)
+
+
 def _run(
-    bare: nn.Module, expected: _Expected, world: World, numbers: dict[fx.Node, float]
+    bare: nn.Module,
+    expected: _Expected,
+    world: World,
+    numbers: dict[fx.Node, float],
+    *,
+    as_traced: bool = True,
 ) -> tuple[Failure | None, Exported | None]:
     """One run: what failed, or all of it; in `numbers`, what multiplies by another number."""
     traced = expected.traced
     numbers.clear()
-    watch = _Watch(expected, numbers)
+    watch = _Watch(expected, numbers, as_traced=as_traced)
     recorder = watch.recorder
     held = [(b, b.clone()) for b in nn.Module.buffers(bare)] if world.runner.kind == "real" else []
     try:
@@ -254,13 +317,19 @@ class _Watch:
     one more, or one fewer, those of the modules that are called once.
     """
 
-    def __init__(self, expected: _Expected, numbers: dict[fx.Node, float]) -> None:
+    def __init__(
+        self, expected: _Expected, numbers: dict[fx.Node, float], *, as_traced: bool
+    ) -> None:
+        """With `as_traced=False` the code is known to take another way, and to have other results.
+
+        That it runs is then all that is asked.
+        """
         self.recorder = Recorder(check=self._operation, check_call=self._call)
         self.progress = 0
         """How many operations and calls went well."""
         self._expected = expected
         self._numbers = numbers
-        self._same = True
+        self._same = self._as_traced = as_traced
         self._alike = 0
         """How many calls were of the expected modules, from the first on."""
         self._called: set[str] = set()
@@ -298,7 +367,8 @@ class _Watch:
 
     def _call(self, number: int, results: list[Tensor]) -> None:
         path = self.recorder.marks[number].path
-        for tensor, want in zip(results, self._foretold(number, path), strict=False):
+        foretold = self._foretold(number, path) if self._as_traced else ()
+        for tensor, want in zip(results, foretold, strict=False):
             self._compare(tuple(tensor.shape), want, path or "the model")
         self._called.add(path)
         self.progress += 1
