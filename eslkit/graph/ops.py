@@ -69,7 +69,11 @@ class Op:
         )
 
     def _loose(self, shape: tuple[int, ...]) -> frozenset[int]:
-        """Axes of a result that repeat one number, as those of what it was made from do."""
+        """Axes of a result that are as long as the code wants them.
+
+        They repeat one number, as those of what it was made from do, or are those of a tensor made
+        from nothing (zeros, say) to which the others are broadcast.
+        """
         repeats = self.name in _REPEATING
         if not repeats and torch.Tag.pointwise not in self.target.tags:
             return frozenset()
@@ -78,7 +82,8 @@ class Op:
             shift = len(shape) - len(value.shape)
             held = {a + shift for a, n in enumerate(value.shape) if n > 1 and a not in value.loose}
             found -= held if not value.free else set()
-        return frozenset(found if repeats or any(v.loose for v in self.values) else ())
+        made = any(v.loose or (v.free and not v.counted) for v in self.values)
+        return frozenset(found if repeats or made else ())
 
     def results(self, parts: Parts) -> list[Value]:
         """The same parts for every result that has their shape, and none for the others."""

@@ -98,6 +98,17 @@ class Remembered(Network):
         return state
 
 
+class Weighed(Remembered):
+    """The same, where each image weighs its state first, as MAU does."""
+
+    def middle(self, x: Tensor, image: Tensor) -> Tensor:
+        state = torch.zeros(x.shape[0], x.shape[1], *x.shape[2:], dtype=x.dtype)
+        for _ in range(2):
+            weight = (state * x).sum((1, 2, 3)).sigmoid()
+            state = torch.tanh(self.more(torch.cat([x, state * weight[:, None, None, None]], 1)))
+        return state
+
+
 class Normalised(Network):
     """RMS norm by `F.normalize`, with a gain for each channel."""
 
@@ -227,6 +238,7 @@ NETWORKS: list[Callable[[], Network]] = [
     PaddedShortcut,
     PaddedByNumbers,
     Remembered,
+    Weighed,
     Normalised,
     RepeatedInput,
     Shuffled,
@@ -294,7 +306,7 @@ def test_narrowed_equals_masked_where_nothing_mixes(make: Callable[[], Network])
     model, image = built(make)
     graph = eslkit.trace(model, example_inputs=image)
     mixed = any(group.mixed for group in graph.resizable)
-    assert mixed == (make in (Normalised, Remembering))
+    assert mixed == (make in (Weighed, Normalised, Remembering))
     if mixed:
         return
     widths = {name: width // 2 for name, width in graph.widths.items()}
