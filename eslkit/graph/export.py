@@ -266,7 +266,10 @@ def run(
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     handles = list(recorder.watch(bare))
     before = leftovers(bare)
-    held = [(module, dict(module._buffers)) for module in nn.Module.modules(bare)]  # pyright: ignore[reportPrivateUsage]
+    held = [
+        (module, dict(vars(module)), dict(module._buffers))  # pyright: ignore[reportPrivateUsage]
+        for module in nn.Module.modules(bare)
+    ]
     try:
         with world.context(), ShortSequences(recorder), recorder:
             results = tensor_leaves(bare(*args, **kwargs))
@@ -275,7 +278,9 @@ def run(
     finally:
         for handle in handles:
             handle.remove()
-        for module, buffers in held:
+        for module, attributes, buffers in held:  # the next run begins as this one did
+            vars(module).clear()
+            vars(module).update(attributes)
             module._buffers.update(buffers)  # pyright: ignore[reportPrivateUsage]
     outputs = tuple(recorder.node_of(tensor) for tensor in results)
     if outputs and all(node.op == "get_attr" for node in outputs):

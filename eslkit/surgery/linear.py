@@ -61,8 +61,8 @@ class LinearExpansion(nn.Module):
         super().__init__()
         self.groups, self.transposed, self.times, self.order = groups, transposed, times, order
         self._generator = generator
-        self.held: list[Tensor] | None = None
-        """While its layer runs: the weight, once it was asked for."""
+        self.held: list[Tensor] = []
+        """While its layer runs: the weight."""
         self.hooks: list[RemovableHandle] = []
         """Of its layer."""
 
@@ -74,12 +74,7 @@ class LinearExpansion(nn.Module):
             left: (groups, outputs of a group, inner).
             right: (groups, inner, inputs of a group times the kernel's positions).
         """
-        if not self.held:
-            weight = self._made(own, left, right)
-            if self.held is None:
-                return weight
-            self.held.append(weight)
-        return self.held[0]
+        return self.held[0] if self.held else self._made(own, left, right)
 
     def _made(self, own: Tensor, left: Tensor, right: Tensor) -> Tensor:
         kind = own.device.type
@@ -236,13 +231,16 @@ def _is_torchs_forward(layer: nn.Module) -> bool:
 def _hold(layer: nn.Module, _inputs: object) -> None:
     """Let a layer find the same weight whenever it asks while it runs.
 
-    A masked convolution, say, writes zeros into its weight and then convolves with it.
+    A masked convolution, say, writes zeros into its weight and then convolves with it. The weight
+    is made here, and not when the layer first asks, which may be where no gradients are wanted.
     """
-    _expansion(layer).held = []
+    expansion = _expansion(layer)
+    expansion.held = []
+    expansion.held = [cast(Tensor, layer.weight)]
 
 
 def _let_go(layer: nn.Module, _inputs: object, _output: object) -> None:
-    _expansion(layer).held = None
+    _expansion(layer).held = []
 
 
 def _expansion(layer: nn.Module) -> LinearExpansion:

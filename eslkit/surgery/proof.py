@@ -7,7 +7,6 @@ values; what then still fails is reported with the module and the text of the fa
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -221,7 +220,6 @@ class _Runs:
         return self._two_ways
 
 
-@functools.cache
 def _asks_for_mode(kind: type[nn.Module]) -> bool:
     own = [c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("torch", "builtins")]
     codes = [getattr(item, "__code__", None) for c in own for item in vars(c).values()]

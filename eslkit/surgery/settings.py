@@ -11,7 +11,7 @@ import dataclasses
 from argparse import Namespace
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -65,4 +65,6 @@ def _is_comparable(value: Any, depth: int) -> bool:
     if isinstance(value, _NOT_COMPARED):
         return False
     inside = value if isinstance(value, (list, tuple)) else _parts(value).values()
+    if isinstance(value, Mapping):  # whatever its keys are
+        inside = cast(Mapping[Any, Any], value).values()
     return depth > 0 and all(_is_comparable(part, depth - 1) for part in inside)

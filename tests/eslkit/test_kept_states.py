@@ -46,6 +46,18 @@ class InPairs(Keeping):
         self.state = (x.detach(), torch.sigmoid(x).detach())
 
 
+class Counting(Keeping):
+    """It has to be run more than once to be proved: a number of its own, and a question of mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+
+    def keep(self, x: Tensor) -> None:
+        image = x.shape[0], self.width, *x.shape[2:]
+        self.state = x.view(image) if self.training else x.reshape(image)
+
+
 class Neuron(nn.Module):
     """As a spiking neuron: its potential is a number before the first call."""
 
@@ -69,7 +81,12 @@ def spiking() -> nn.Sequential:
 
 @pytest.mark.parametrize(
     "make, where, empty",
-    [(Keeping, "state", None), (InPairs, "state", None), (spiking, "1.potential", 0.0)],
+    [
+        (Keeping, "state", None),
+        (InPairs, "state", None),
+        (Counting, "state", None),
+        (spiking, "1.potential", 0.0),
+    ],
 )
 def test_a_state_of_an_earlier_call_is_told_and_without_it_all_works(
     make: Any, where: str, empty: float | None
@@ -84,7 +101,7 @@ def test_a_state_of_an_earlier_call_is_told_and_without_it_all_works(
             call(model, example_inputs=X)
     path, _, name = where.rpartition(".")
     setattr(model.get_submodule(path), name, empty)
-    assert eslkit.trace(model, example_inputs=X).widths == fresh
+    assert eslkit.trace(model, example_inputs=X).widths == fresh != {}
     wide = eslkit.expand(model, width=2, depth=0, example_inputs=X)
     assert [wide(X).shape for _ in range(2)] == [X.shape] * 2
 

@@ -113,6 +113,7 @@ def test_what_settings_are_and_what_copies_of_them_share() -> None:
     [
         {"a": torch.ones(2)},
         {"a": [nn.Linear(1, 1)]},
+        {"a": 8, "b": {1: torch.ones(2)}},
         {1: 8},
         nn.Linear(2, 2),
         torch.ones(2),
