@@ -140,7 +140,7 @@ class Atoms:
         self.reason_of[free] = len(self.reasons) - 1
 
     def set_role(self, labels: IntArray, role: str) -> None:
-        """Note that atoms take part as `role`: producer, consumer or dot."""
+        """Note that atoms take part as `role`: producer, consumer, dot, filling (padding)."""
         self.roles.setdefault(role, []).append(np.unique(labels[labels >= 0]))
 
     def set_marks(self, parts: list[IntArray]) -> None:

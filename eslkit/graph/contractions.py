@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eslkit.graph.atoms import Atoms, IntArray, Product
 from eslkit.graph.ops import Op, Parts
+from eslkit.graph.sliding import slide
 from eslkit.graph.values import Value, flat, merge, pin_all, support
 
 __all__ = ["convolution", "distance", "invert", "matrix", "solve"]
@@ -125,7 +126,8 @@ def convolution(atoms: Atoms, op: Op) -> list[Value]:
     spatial = range(2, rank)
     where = f"{op.where} keeps positions and batch as they are"
     joint = [p for p in x.parts if 1 in support(p)]
-    kept = [p for p in pin_all(atoms, x.parts, spatial, where) if support(p) == {0}]
+    slid, others = slide(atoms, op, [p for p in x.parts if 1 not in support(p)], w.shape[2:])
+    kept = [*slid, *pin_all(atoms, others, spatial, where)]
     channels = [p for p in pin_all(atoms, joint, (0, *spatial), where) if 1 in support(p)]
     weights = pin_all(atoms, w.parts, spatial, "positions of a kernel")
     transposed = bool(op.args["transposed"])

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from torch import fx
 
 from eslkit.graph.export import Exported
 from eslkit.graph.labels import Labels
-from eslkit.graph.values import Value, flat
+from eslkit.graph.values import Value, flat, support
 
 __all__ = ["Resolution", "resolution_of"]
 
@@ -27,36 +26,53 @@ class Resolution:
         self._labels = labels
         self.layers: dict[fx.Node, tuple[int, int]] = {}
         """Operation with a weight -> positions that it reads, positions that it writes."""
+        convolutions = {node for node in exported.graph.nodes if self._convolves(node)}
+        self.dims = self._spatial_dims(convolutions)
         for node in exported.graph.nodes:
-            found = self._positions(node)
+            found = self._positions(node, convolutions)
             if found:
                 self.layers[node] = found
         self.finest = max((max(pair) for pair in self.layers.values()), default=1)
-        self.dims = self._spatial_dims()
         self.num_levels = 1 + max((self.level(node) for node in self.layers), default=0)
 
-    def _spatial_dims(self) -> int:
+    def _spatial_dims(self, convolutions: set[fx.Node]) -> int:
         """Of the convolutions with the most: sound may first be brought into a plane by one."""
-        convolutions = [n for n in self.layers if n.target is torch.ops.aten.convolution.default]
         if convolutions:
-            return max(len(self._exported.shape(node)) for node in convolutions) - 2
+            return max(1, *(len(self._axes_of_positions(node)) for node in convolutions))
         ranks = [len(self._exported.shape(node)) for node in self._exported.inputs]
         return max(1, ranks[0] - 2) if ranks else 1
 
-    def _positions(self, node: fx.Node) -> tuple[int, int] | None:
+    def _convolves(self, node: fx.Node) -> bool:
+        """Whether a node is a convolution with a weight of the model."""
+        if _name(node) != "convolution" or node in self._exported.dead:
+            return False
+        kernel = node.args[1]
+        return isinstance(kernel, fx.Node) and self._is_learnt(kernel)
+
+    def _axes_of_positions(self, node: fx.Node) -> list[int]:
+        """Axes over which a convolution slides, but for those that are channels of others."""
+        value = self._labels.values[node]
+        parts = value.parts if isinstance(value, Value) else ()
+        channels = frozenset[int]().union(*(support(part) for part in parts))
+        return [axis for axis in range(2, len(self._exported.shape(node))) if axis not in channels]
+
+    def _positions(self, node: fx.Node, convolutions: set[fx.Node]) -> tuple[int, int] | None:
         if node.op != "call_function" or not hasattr(node.target, "overloadpacket"):
             return None
         if node in self._exported.dead:
             return None
-        name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        if name == "convolution":
-            if not self._is_learnt(tensors[1]):
-                return None
-            shapes = (self._exported.shape(tensors[0]), self._exported.shape(node))
-            return math.prod(shapes[0][2:]), math.prod(shapes[1][2:])
+        if node in convolutions:
+            axes = self._axes_of_positions(node)
+            slides = len(axes) < len(self._exported.shape(node)) - 2
+            power = self.dims / len(axes) if slides and axes else 1  # as many as on a whole map
+            read, written = (
+                round(math.prod(self._exported.shape(n)[axis] for axis in axes) ** power)
+                for n in (tensors[0], node)
+            )
+            return read, written
         values = [self._labels.values[arg] for arg in tensors]
-        if name in _MATRIX and any(isinstance(v, Value) and v.weight for v in values[-2:]):
+        if _name(node) in _MATRIX and any(isinstance(v, Value) and v.weight for v in values[-2:]):
             if all(v.weight for v in values):
                 return None
             batch = self._batch()

@@ -209,6 +209,7 @@ def _unlabelled(atoms: Atoms, value: Value, axis: int, want: Sequence[int]) -> T
     first = atoms.new(value.shape[axis])
     labels = torch.arange(first, first + value.shape[axis])
     atoms.set_marks([labels.numpy()])
+    atoms.set_role(labels.numpy(), "filling")
     if not value.free and axis not in value.loose:
         atoms.fix(labels.numpy(), "concatenated with a tensor of fixed size")
     return labels.reshape([-1 if i == axis else 1 for i in range(len(want))]).expand(list(want))

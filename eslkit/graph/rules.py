@@ -35,6 +35,7 @@ from eslkit.graph.moves import (
 )
 from eslkit.graph.ops import Op, Rule, dims_of, protect
 from eslkit.graph.scaling import ADDED
+from eslkit.graph.sliding import slide
 from eslkit.graph.values import Value, merge, pin_all, tidy
 
 __all__ = ["rule_for"]
@@ -77,14 +78,19 @@ def spatial(atoms: Atoms, op: Op) -> list[Value]:
     digits = re.search(r"(\d)d", name)
     x = op.x
     first = len(x.shape) - (int(digits[1]) if digits else len(x.shape) - 2)
-    parts = pin_all(atoms, x.parts, range(first, len(x.shape)), f"{op.where} is over positions")
+    slid: list[Tensor] = []
+    rest = list(x.parts)
+    if "kernel_size" in op.args:
+        window = op.args["kernel_size"]
+        slid, rest = slide(atoms, op, rest, [*window] * ((len(x.shape) - first) // len(window)))
+    parts = pin_all(atoms, rest, range(first, len(x.shape)), f"{op.where} is over positions")
     for other in op.values[1:]:
         if name.startswith("max_unpool"):
             merged = merge(atoms, [x, other], x.shape, op.where)
             parts = pin_all(atoms, merged, range(first, len(x.shape)), op.where)
         else:
             pin_all(atoms, other.parts, range(len(other.shape)), f"{op.where} reads positions")
-    return [op.result(parts, i) for i in range(len(op.shapes))]
+    return [op.result([*parts, *slid], i) for i in range(len(op.shapes))]
 
 
 def stack(atoms: Atoms, op: Op) -> list[Value]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,7 +214,8 @@ def carry(
 def refresh(model: nn.Module, before: Mapping[str, Tensor]) -> None:
     """Initialise a model's tensors afresh; the model is changed, the global RNG moves on.
 
-    Layers that have `reset_parameters` are given to it. A parameter that no such layer holds (a
+    Layers that have `reset_parameters` are given to it; of their own code, what makes tensors of
+    another size, or fails, changes nothing. A parameter that no such layer holds (a
     table of relative positions, a scale of each channel, a token) is drawn from a normal
     distribution with the mean and standard deviation of the tensor before; a constant stays that
     constant, so that a scale of zero or one is what it was meant to be. Buffers and whole numbers
@@ -240,7 +241,7 @@ def refresh(model: nn.Module, before: Mapping[str, Tensor]) -> None:
             buffer.copy_(_repeated(before[name].detach(), tuple(buffer.shape)))
     for module in nn.Module.modules(model):
         for reset in _resets(module):
-            reset()
+            _carried_out(reset, module)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in fixed:
@@ -265,6 +266,35 @@ def _resets(module: nn.Module) -> Iterator[Any]:
         if callable(reset) and next(nn.Module.parameters(module, recurse=False), None) is not None:
             yield reset
             return
+
+
+def _carried_out(reset: Callable[[], object], module: nn.Module) -> None:
+    """Let a module initialise itself; it keeps its tensors, whatever it puts in their places."""
+    if type(module).__module__.startswith("torch.nn."):
+        reset()
+        return
+    inner = list(nn.Module.modules(module))
+    tables: list[dict[str, Any]] = [
+        vars(m)[kind] for m in inner for kind in ("_parameters", "_buffers")
+    ]
+    known = [set(table) for table in tables]
+    held = [{k: (v, v.detach().clone()) for k, v in t.items() if v is not None} for t in tables]
+    try:
+        reset()
+        failed = False
+    except Exception:  # noqa: BLE001  # the user's code: what was drawn before stays
+        failed = True
+    with torch.no_grad():
+        for table, names, tensors in zip(tables, known, held, strict=True):
+            for name, (tensor, drawn) in tensors.items():
+                made = table.get(name)
+                table[name] = tensor
+                if failed or made is None or made.shape != drawn.shape:
+                    tensor.data = drawn
+                elif made is not tensor:
+                    tensor.copy_(made)
+            for name in table.keys() - names:
+                del table[name]
 
 
 def _repeated(old: Tensor, shape: tuple[int, ...]) -> Tensor:

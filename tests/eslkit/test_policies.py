@@ -363,3 +363,50 @@ def test_random_makes_all_of_a_frozen_model_anew() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 1)).requires_grad_(False)
     big = eslkit.expand(model, example_inputs=torch.rand(1, 3, 8, 8))
     assert not torch.equal(big[0].weight[:8], big[0].weight[8:])
+
+
+class Resetting(nn.Module):
+    """Initialises itself in one of several ways that know only the sizes it was written with."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.enter, self.leave = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 1)
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.register_buffer("mean", torch.zeros(4, 1, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.how == "replaces":
+            self.enter.weight = nn.Parameter(torch.ones(4, 3, 1, 1))
+            self.scale = nn.Parameter(torch.full_like(self.scale, 0.25))
+        elif self.how == "sets data":
+            self.enter.weight.data = torch.ones(4, 3, 1, 1)
+        elif self.how == "adds":
+            self.register_buffer("seen", torch.zeros(4))
+        elif self.how == "fails":
+            self.scale.data.mul_(3)
+            self.mean.copy_(torch.zeros(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.enter(x) * self.scale + self.mean)
+
+
+@pytest.mark.parametrize("how", ["replaces", "sets data", "adds", "fails"])
+def test_what_a_module_puts_in_its_tensors_places_is_not_kept(how: str) -> None:
+    """A network that resets itself has the shapes that were asked for, and its own keys."""
+    torch.manual_seed(0)
+    model, x = Resetting(how), torch.rand(1, 3, 4, 4)
+    if how == "adds":
+        del model.seen
+    with torch.random.fork_rng():
+        big = eslkit.expand(model, example_inputs=x)
+        back = eslkit.shrink(big, init="random", example_inputs=x)
+    assert big.enter.weight.shape == (8, 3, 1, 1)
+    assert big.enter.weight.requires_grad
+    assert len(big.enter.weight.unique()) > 1
+    assert big(x).shape == (1, 2, 4, 4)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in back.state_dict().items()} == shapes
+    scale = {"replaces": 0.25, "fails": 3.0}.get(how, 1.0)  # half of a reset is none
+    assert torch.equal(big.scale, torch.full((8, 1, 1), scale))

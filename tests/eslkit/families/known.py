@@ -5,17 +5,9 @@ from __future__ import annotations
 __all__ = ["BROKEN", "KNOWN"]
 
 _BROKEN: dict[str, tuple[str, str]] = {
-    "efficient-channels": (
-        "found halved",
-        "a convolution along the channels protects them",
-    ),
     "involution": (
         "found halved undone untouched used",
         "channels viewed in groups beside a kernel that is predicted for each",
-    ),
-    "local-response-norm": (
-        "found halved",
-        "pooling along the channels protects them",
     ),
 }
 """Family -> laws, reason."""

@@ -336,6 +336,27 @@ def efficient_channels(a: int, b: int, dims: int) -> nn.Module:
     return Written(use, along=nn.Conv1d(1, 1, 3, padding=1), out=conv(dims, a, b, 3))
 
 
+def channel_volume(a: int, b: int, dims: int) -> nn.Module:
+    """Channels as the depth of a volume, over which a kernel slides (channel-spatial attention)."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        return m.out(x + x * m.along(x.unsqueeze(1)).squeeze(1).sigmoid())
+
+    along = conv(dims + 1, 1, 1, 3)
+    return Written(use, along=along, out=conv(dims, a, b, 3))
+
+
+def turned(a: int, b: int, dims: int) -> nn.Module:
+    """Channels as one side of a picture (triplet attention)."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        side = x.transpose(1, 2)
+        told = torch.cat([side.amax(1, keepdim=True), side.mean(1, keepdim=True)], 1)
+        return m.out((side * m.along(told).sigmoid()).transpose(1, 2))
+
+    return Written(use, along=conv(dims, 2, 1, 3), out=conv(dims, a, b, 3))
+
+
 FAMILIES = (
     Family("channel-shuffle", channel_shuffle, DIMS),
     Family("shuffle-layer", shuffle_layer, DIMS),
@@ -368,4 +389,6 @@ FAMILIES = (
         "spatial-attention", spatial_attention, DIMS, mixes=True, keeps=("size there is fixed",)
     ),
     Family("efficient-channels", efficient_channels, DIMS, mixes=True),
+    Family("channel-volume", channel_volume, (2, 1), mixes=True),
+    Family("turned", turned, mixes=True, keeps=("size there is fixed",)),
 )
