@@ -81,6 +81,10 @@ class Atoms:
     products: list[Product] = field(default_factory=list[Product])
     plain: list[IntArray] = field(default_factory=list[IntArray])
     """Labels of activations that something reads which does not scale with them."""
+    reductions: list[object] = field(default_factory=list[object])
+    """Operations that reduce over one of the axes into which channels are cut."""
+    holding: frozenset[object] = frozenset()
+    """Those among them whose reduced axis stays as long as it is: the others' channels go on."""
     where: str = ""
     """The operation that is being looked at, in words."""
     node: object = None

@@ -55,9 +55,14 @@ class Labels:
     """Labels of every node: a Value, or a list of them."""
 
 
-def run_on_labels(exported: Exported) -> Labels:
-    """Run the graph on labels; every axis position of every parameter gets an atom."""
-    atoms = Atoms()
+def run_on_labels(exported: Exported, *, holding: frozenset[fx.Node] = frozenset()) -> Labels:
+    """Run the graph on labels; every axis position of every parameter gets an atom.
+
+    Args:
+        exported: the model's operations.
+        holding: reductions over part of an axis whose reduced part stays as long as it is.
+    """
+    atoms = Atoms(holding=frozenset[object](holding))
     axes: list[Axis] = []
     values: dict[fx.Node, Any] = {}
     first = atoms.new(sum(sum(exported.shape(node)) for node in exported.parameters))

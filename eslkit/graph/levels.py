@@ -26,6 +26,7 @@ class Resolution:
         self._labels = labels
         self.layers: dict[fx.Node, tuple[int, int]] = {}
         """Operation with a weight -> positions that it reads, positions that it writes."""
+        self._pairs = set[fx.Node]()
         convolutions = {node for node in exported.graph.nodes if self._convolves(node)}
         self.dims = self._spatial_dims(convolutions)
         for node in exported.graph.nodes:
@@ -70,15 +71,43 @@ class Resolution:
                 round(math.prod(self._exported.shape(n)[axis] for axis in axes) ** power)
                 for n in (tensors[0], node)
             )
-            return read, written
+            return (
+                (read, written)
+                if (rows := self._paired(node, tensors[0], read)) is None
+                else (rows, rows)
+            )
         values = [self._labels.values[arg] for arg in tensors]
         if _name(node) in _MATRIX and any(isinstance(v, Value) and v.weight for v in values[-2:]):
             if all(v.weight for v in values):
                 return None
             batch = self._batch()
             rows = math.prod(self._exported.shape(node)[:-1]) // batch
-            return max(1, rows), max(1, rows)
+            source = next(arg for arg, v in zip(tensors, values, strict=True) if not v.weight)
+            rows = max(1, self._paired(node, source, rows) or rows)
+            return rows, rows
         return None
+
+    def _paired(self, layer: fx.Node, source: fx.Node, positions: int) -> int | None:
+        """Positions on one side of a map of attention, which has all pairs of them; else None."""
+        pending, seen = [source], {source}
+        while pending:
+            node = pending.pop()
+            if node in self._pairs or not (node in self.layers or _name(node) in _MATRIX):
+                fresh = [n for n in node.all_input_nodes if n not in seen]
+                pending += fresh
+                seen.update(fresh)
+            elif self._pairs_positions(node) == positions:
+                self._pairs.add(layer)
+                return self._exported.shape(node)[-2]
+        return None
+
+    def _pairs_positions(self, node: fx.Node) -> int | None:
+        """Pairs of positions in a product of two activations that is summed over channels."""
+        values = [self._labels.values[arg] for arg in node.all_input_nodes[-2:]]
+        made = self._labels.values[node].parts
+        if any(value.weight for value in values) or any(support(p) & {1, 2} for p in made):
+            return None
+        return math.prod(self._exported.shape(node)[-2:])
 
     def _is_learnt(self, kernel: fx.Node) -> bool:
         """Whether a kernel is made of a weight, not of what another convolution gave."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -96,21 +97,34 @@ def norm_last(atoms: Atoms, op: Op) -> list[Value]:
 
 
 def reduce(atoms: Atoms, op: Op) -> list[Value]:
-    """mean, sum, var, max ...: labels along the reduced axes end here."""
+    """mean, sum, var, max ...: labels along the reduced axes end here.
+
+    Where channels were cut into two axes of which one is reduced, the other stays as long as it is;
+    or, where `atoms.holding` says so, the one that is reduced does, and the other's labels go on.
+    """
     rank = len(op.x.shape)
     axes = dims_of(op, rank)
     keepdim = bool(op.args.get("keepdim", False))
     parts: list[Tensor] = []
     for part in op.x.parts:
         over = support(part) & set(axes)
-        if over:
+        rest = sorted(support(part) - over)
+        if over and rest:
+            atoms.reductions.append(atoms.node)
+        if over and rest and atoms.node in atoms.holding:
+            reason = f"{op.where} reduces over a fixed number"
+            parts += [_left(p, axes, keepdim=keepdim) for p in pin_all(atoms, [part], over, reason)]
+        elif over:
             atoms.mix(flat(part), op.where, counts=not _is_mean(op))
-            rest = sorted(support(part) - over)
             pin_all(atoms, [part], rest, f"{op.where} reduces over part of the axis")
-            continue
-        kept = [s for i, s in enumerate(part.shape) if i not in axes or keepdim]
-        parts.append(part.reshape(kept))
+        else:
+            parts.append(_left(part, axes, keepdim=keepdim))
     return op.results(parts)
+
+
+def _left(part: Tensor, axes: Sequence[int], *, keepdim: bool) -> Tensor:
+    """A part that is of size 1 along the axes that are reduced, without them."""
+    return part.reshape([s for i, s in enumerate(part.shape) if i not in axes or keepdim])
 
 
 _MEANS = {"mean", "amax", "amin", "max", "min", "median", "argmax", "argmin", "any", "all"}

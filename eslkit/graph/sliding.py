@@ -3,7 +3,8 @@
 Efficient channel attention (ECA-Net, https://arxiv.org/abs/1910.03151) convolves a vector with one
 number for each channel, local response normalisation pools over neighbouring channels. Such an
 operation takes as many channels as come: it mixes them, as a softmax does, and what it puts out
-belongs to the channel in the middle of its window.
+belongs to the channel in the middle of its window. Where the window is one channel wide, as where a
+convolution mixes tokens (gMLP), nothing is mixed.
 """
 
 from __future__ import annotations
@@ -37,24 +38,22 @@ def slide(
     slid: list[Tensor] = []
     others: list[Tensor] = []
     for part in parts:
-        made = _middle(atoms, op, part, kernel)
+        over = [axis for axis in support(part) if axis >= part.dim() - len(kernel)]
+        made = _middle(atoms, op, part, kernel, over[0]) if len(over) == 1 else None
         if made is None:
             others.append(part)
             continue
-        atoms.mix(flat(made), op.where)
+        if kernel[over[0] - part.dim()] > 1:
+            atoms.mix(flat(made), op.where)
         slid.append(made)
     return slid, others
 
 
-def _middle(atoms: Atoms, op: Op, part: Tensor, kernel: Sequence[int]) -> Tensor | None:
+def _middle(atoms: Atoms, op: Op, part: Tensor, kernel: Sequence[int], axis: int) -> Tensor | None:
     """What is in the middle of the window at each of its places; None where channels get lost."""
     first = part.dim() - len(kernel)
-    over = [axis for axis in support(part) if axis >= first]
-    if len(over) != 1 or op.args.get("transposed"):
-        return None
-    axis = over[0]
     size = kernel[axis - first]
-    if _number(op, "stride", axis - first, size) != 1:
+    if op.args.get("transposed") or _number(op, "stride", axis - first, size) != 1:
         return None
     dilation, padding = (
         _number(op, name, axis - first, default)

@@ -16,8 +16,9 @@ from eslkit.graph.atoms import IntArray
 from eslkit.graph.channels import ChannelGraph, matches
 from eslkit.graph.export import Exported, export
 from eslkit.graph.grouping import group_atoms
-from eslkit.graph.labels import Axis, Labels, run_on_labels
+from eslkit.graph.labels import Axis, Labels
 from eslkit.graph.levels import Resolution, resolution_of
+from eslkit.graph.reductions import labelled
 from eslkit.graph.scaling import Divided, divide
 
 __all__ = ["Traced", "check_model", "example_arguments", "trace_fully"]
@@ -66,7 +67,7 @@ def trace_fully(
         exported, inputs, keywords = _export_with(model, example_inputs)
     else:
         inputs, keywords = example_arguments(example_inputs)
-    labels = run_on_labels(exported)
+    labels = labelled(exported)
     groups = _protect(labels, protect)
     resolution = resolution_of(exported, labels)
     name = type(model).__name__

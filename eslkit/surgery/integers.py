@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from torch import nn
 from eslkit.surgery.settings import parts_of, with_parts
 
 __all__ = ["Aims", "Edit", "apply_edits", "candidates", "differing", "known_edits"]
+
+_MOST_ROWS = 12
+"""How many values of a row of sizes are tried."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +204,25 @@ def _replacements(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:
     if _counts(value) and isinstance(value, int):
         yield from (new for new in sorted(sizes.get(value, ())) if new != value)
     elif _counts(value):
-        changed = [min(sizes.get(v, {v})) for v in value]
-        if changed != list(value):
-            yield tuple(changed) if isinstance(value, tuple) else changed
+        for changed in itertools.islice(_rows(tuple(value), sizes), _MOST_ROWS):
+            yield changed if isinstance(value, tuple) else list(changed)
     else:
         yield from _replaced_parts(value, sizes)
+
+
+def _rows(value: tuple[int, ...], sizes: Mapping[int, set[int]]) -> Iterator[tuple[int, ...]]:
+    """Rows of sizes: what was equal stays equal at first; each of them may be one that stays."""
+    choices = {v: [*sorted(sizes.get(v, ())), v] for v in value}
+    alike = (dict(zip(choices, new, strict=True)) for new in itertools.product(*choices.values()))
+    rows = itertools.chain(
+        (tuple(new[v] for v in value) for new in alike),
+        itertools.product(*(choices[v] for v in value)),
+    )
+    seen = {value}
+    for row in rows:
+        if row not in seen:
+            seen.add(row)
+            yield row
 
 
 def _replaced_parts(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:

@@ -95,25 +95,40 @@ class Counting(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(before))
         self.leave = nn.Conv2d(widths[-1], 2, 1)
 
+    def counts(self) -> tuple[int, ...]:
+        return self.inputs, self.inner, self.outputs
+
     def forward(self, x: Tensor) -> Tensor:
-        for layer, count in zip(self.layers, (self.inputs, self.inner, self.outputs), strict=True):
+        for layer, count in zip(self.layers, self.counts(), strict=True):
             x = layer(x).reshape(-1, count, 8, 8)
         return self.leave(x)
 
 
+class CountingInARow(Counting):
+    """The same, its numbers in one list."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__(widths)
+        del self.inputs, self.inner, self.outputs
+        self.row = list(widths)
+
+    def counts(self) -> tuple[int, ...]:
+        return tuple(self.row)
+
+
+@pytest.mark.parametrize("kind", [Counting, CountingInARow])
 @pytest.mark.parametrize(
     "names", [n for k in (1, 2, 3) for n in itertools.combinations(range(3), k)]
 )
 @pytest.mark.parametrize("widths", [(8, 8, 8), (8, 8, 4), (4, 8, 8), (8, 4, 8)])
 def test_of_equal_numbers_of_one_module_some_change(
-    names: tuple[int, ...], widths: tuple[int, int, int]
+    names: tuple[int, ...], widths: tuple[int, int, int], kind: type[Counting]
 ) -> None:
-    model, x = Counting(widths), torch.rand(1, 3, 8, 8)
+    model, x = kind(widths), torch.rand(1, 3, 8, 8)
     wanted = {f"layers.{index}": widths[index] // 2 for index in names}
     made = eslkit.resize(model, wanted, init="first", example_inputs=x)
     assert made(x).shape == model(x).shape
-    kept = (made.inputs, made.inner, made.outputs)
-    assert kept == tuple(layer.weight.shape[0] for layer in made.layers)
+    assert made.counts() == tuple(layer.weight.shape[0] for layer in made.layers)
 
 
 class Describing(nn.Module):

@@ -352,3 +352,67 @@ class _PaddedToWindows(nn.Module):
 def test_an_empty_tensor_in_a_concat_fixes_nothing(tokens: int) -> None:
     graph = eslkit.trace(_PaddedToWindows(), example_inputs=torch.zeros(1, tokens, 3))
     assert graph.widths == {"enter": 8}
+
+
+class Hourglass(nn.Module):
+    """One level down and up, with something at each of the two resolutions."""
+
+    def __init__(self, fine: nn.Module, coarse: nn.Module) -> None:
+        super().__init__()
+        self.first, self.fine = nn.Conv2d(3, 8, 3, padding=1), fine
+        self.down, self.coarse = nn.Conv2d(8, 16, 2, 2), coarse
+        self.up, self.last = nn.ConvTranspose2d(16, 8, 2, 2), nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.fine(self.first(x))
+        return self.last(torch.cat([self.up(self.coarse(self.down(skip))), skip], 1))
+
+
+class TalkingHeads(nn.Module):
+    """Attention whose heads exchange what they see, by one layer before and one behind softmax."""
+
+    def __init__(self, width: int, exchange: Callable[[], nn.Module], *, last: bool) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
+        self.before, self.behind = exchange(), exchange()
+        self.last = last
+
+    def exchanged(self, layer: nn.Module, seen: Tensor) -> Tensor:
+        return layer(seen.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.last else layer(seen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], 3, 2, -1, x.shape[2] * x.shape[3]).unbind(1)
+        seen = self.exchanged(self.before, q.transpose(2, 3) @ k).softmax(-1)
+        out = v @ self.exchanged(self.behind, seen).transpose(2, 3)
+        return x + self.out(out.reshape(x.shape))
+
+
+class AlongChannels(nn.Module):
+    """Weighs channels by a kernel that slides along them, alone or beside one axis of positions."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.along = nn.Conv1d(1, 1, 3, padding=1) if dims == 1 else nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.along, nn.Conv1d):
+            return x * self.along(x.mean((2, 3)).unsqueeze(1)).sigmoid().reshape(*x.shape[:2], 1, 1)
+        return x * self.along(x.mean(3).unsqueeze(1)).sigmoid().reshape(*x.shape[:3], 1)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        lambda width: TalkingHeads(width, lambda: nn.Linear(2, 2), last=True),
+        lambda width: TalkingHeads(width, lambda: nn.Conv2d(2, 2, 1), last=False),
+        lambda width: AlongChannels(1),
+        lambda width: AlongChannels(2),
+    ],
+    ids=["heads-by-linear", "heads-by-convolution", "channels", "channels-and-rows"],
+)
+def test_levels_are_those_of_pictures(inside: Callable[[int], nn.Module]) -> None:
+    """Neither all pairs of positions nor the channels count as positions."""
+    graph = eslkit.trace(Hourglass(inside(8), inside(16)), example_inputs=X)
+    levels = {name: graph.group(name).level for name in ("first", "down", "up", "last")}
+    assert levels == {"first": 0, "down": 1, "up": 1, "last": 0}
+    assert len(graph.levels) == 2

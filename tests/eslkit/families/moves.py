@@ -346,6 +346,36 @@ def channel_volume(a: int, b: int, dims: int) -> nn.Module:
     return Written(use, along=along, out=conv(dims, a, b, 3))
 
 
+def maxout(a: int, b: int, dims: int) -> nn.Module:
+    """The larger of two pieces for each channel: cut into channels and pieces."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        y = m.pieces(x)
+        return m.out(y.reshape(y.shape[0], -1, 2, *y.shape[2:]).amax(2))
+
+    return Written(use, pieces=conv(dims, a, 2 * a), out=conv(dims, a, b, 3))
+
+
+def branches_averaged(a: int, b: int, dims: int) -> nn.Module:
+    """The mean of three branches that one layer makes, beside the input."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        return m.out(x + m.branches(x).reshape(x.shape[0], 3, -1, *x.shape[2:]).mean(1))
+
+    return Written(use, branches=conv(dims, a, 3 * a), out=conv(dims, a, b, 3))
+
+
+def tokens_mixed(a: int, b: int, dims: int) -> nn.Module:
+    """A convolution to which the positions are channels (a gated MLP)."""
+
+    def use(m: Written, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        return m.out((tokens * m.mix(tokens)).transpose(1, 2).reshape(x.shape))
+
+    positions = 8**dims
+    return Written(use, mix=nn.Conv1d(positions, positions, 1), out=conv(dims, a, b, 3))
+
+
 def turned(a: int, b: int, dims: int) -> nn.Module:
     """Channels as one side of a picture (triplet attention)."""
 
@@ -390,5 +420,10 @@ FAMILIES = (
     ),
     Family("efficient-channels", efficient_channels, DIMS, mixes=True),
     Family("channel-volume", channel_volume, (2, 1), mixes=True),
+    Family(
+        "tokens-mixed", tokens_mixed, (2, 1), 0.9, keeps=("size there is fixed",), anywhere=False
+    ),
+    Family("maxout", maxout, (2, 1)),
+    Family("branches-averaged", branches_averaged, (2, 1)),
     Family("turned", turned, mixes=True, keeps=("size there is fixed",)),
 )
