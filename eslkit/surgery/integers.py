@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -62,8 +63,8 @@ def _holds_counts(value: Any) -> bool:
 
 def _counts(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(type(v) is int for v in value)
-    return isinstance(value, int) and not isinstance(value, bool)
+        return bool(value) and all(type(v) is int or isinstance(v, np.integer) for v in value)
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def apply_edits(model: nn.Module, edits: tuple[Edit, ...]) -> None:
@@ -201,13 +202,19 @@ def _differences(sizes: Mapping[int, set[int]]) -> dict[int, set[int]]:
 
 
 def _replacements(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:
-    if _counts(value) and isinstance(value, int):
-        yield from (new for new in sorted(sizes.get(value, ())) if new != value)
+    if _counts(value) and isinstance(value, (list, tuple)):
+        for row in itertools.islice(_rows(tuple(value), sizes), _MOST_ROWS):
+            changed = map(_like, value, row)
+            yield tuple(changed) if isinstance(value, tuple) else list(changed)
     elif _counts(value):
-        for changed in itertools.islice(_rows(tuple(value), sizes), _MOST_ROWS):
-            yield changed if isinstance(value, tuple) else list(changed)
+        yield from (_like(value, new) for new in sorted(sizes.get(value, ())) if new != value)
     else:
         yield from _replaced_parts(value, sizes)
+
+
+def _like(value: Any, new: int) -> Any:
+    """The number as one of NumPy's where the value was."""
+    return type(value)(new) if isinstance(value, np.integer) else new
 
 
 def _rows(value: tuple[int, ...], sizes: Mapping[int, set[int]]) -> Iterator[tuple[int, ...]]:

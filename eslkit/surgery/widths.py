@@ -263,10 +263,15 @@ def _read(
             raise ResizeError(_no_width(group, target, source))
         widths[group.name] = group.width + grown // count
         return True
-    if all(target[s.parameter].shape == source[s.parameter].shape for s in group.spans):
+    if not any(_differs(span, target, source) for span in group.spans):
         widths[group.name] = group.width
         return True
     return False
+
+
+def _differs(span: ChannelSpan, target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> bool:
+    """Whether the axis of a span is longer or shorter in the target."""
+    return target[span.parameter].shape[span.axis] != source[span.parameter].shape[span.axis]
 
 
 def _place(span: ChannelSpan) -> tuple[str, int]:
@@ -286,11 +291,7 @@ def _share(
     graph: ChannelGraph,
 ) -> None:
     """Give a group its part of what the unknown groups of an axis have together."""
-    span = next(
-        s
-        for s in group.spans
-        if target[s.parameter].shape[s.axis] != source[s.parameter].shape[s.axis]
-    )
+    span = next(span for span in group.spans if _differs(span, target, source))
     want, have = (tensors[span.parameter].shape[span.axis] for tensors in (target, source))
     change, together = want - have, 0
     for other, part in _on(span, graph):

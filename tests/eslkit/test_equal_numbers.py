@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,15 @@ class CountingInARow(Counting):
         return tuple(self.row)
 
 
-@pytest.mark.parametrize("kind", [Counting, CountingInARow])
+class CountingByNumPy(Counting):
+    """The same, its numbers NumPy's."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__(widths)
+        self.inputs, self.inner, self.outputs = np.array(widths)
+
+
+@pytest.mark.parametrize("kind", [Counting, CountingInARow, CountingByNumPy])
 @pytest.mark.parametrize(
     "names", [n for k in (1, 2, 3) for n in itertools.combinations(range(3), k)]
 )
@@ -128,6 +137,7 @@ def test_of_equal_numbers_of_one_module_some_change(
     wanted = {f"layers.{index}": widths[index] // 2 for index in names}
     made = eslkit.resize(model, wanted, init="first", example_inputs=x)
     assert made(x).shape == model(x).shape
+    assert type(made.counts()[0]) is type(model.counts()[0])
     assert made.counts() == tuple(layer.weight.shape[0] for layer in made.layers)
 
 

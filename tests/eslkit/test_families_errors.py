@@ -186,3 +186,27 @@ def test_inherit_leaves_what_is_not_used_as_the_target_has_it() -> None:
     assert torch.equal(made.last.weight, source.last.weight[:, :4])
     same = eslkit.inherit(WithUnused(8), source, example_inputs=X)
     assert torch.equal(same.unused.weight, source.unused.weight)
+
+
+class Halves(nn.Module):
+    """Halves of one layer that share all their axes, also with what reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.both, self.leave = conv(2, 3, 16), conv(2, 16, 16), conv(2, 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.both(self.enter(x).relu()).chunk(2, 1)
+        return self.leave(torch.cat([second.softmax(1), first], 1))
+
+
+@pytest.mark.parametrize("wide", ["source", "target"])
+def test_groups_that_share_an_axis_keep_it_where_only_another_one_changes(wide: str) -> None:
+    model = Halves()
+    other = eslkit.resize(model, {"enter": 32}, init="random", example_inputs=X)
+    source, target = (other, model) if wide == "source" else (model, other)
+    made = eslkit.inherit(target, source, example_inputs=X)
+    assert {n: t.shape for n, t in made.state_dict().items()} == {
+        n: t.shape for n, t in target.state_dict().items()
+    }
+    assert torch.equal(made.both.weight[:, :16], source.both.weight[:, :16])
