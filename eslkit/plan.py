@@ -56,7 +56,7 @@ class LayerInfo(_Frozen):
     """What it does to the resolution: nothing, raise it, lower it; or another layer."""
     level: int = Field(ge=0)
     """Resolution level of its output: 0 is full resolution, each further one is coarser."""
-    width: int = Field(ge=1)
+    width: int = Field(ge=0)
     """Channels of its output."""
     stage: str = ""
     """The sub-network that it belongs to, empty when there is only one."""

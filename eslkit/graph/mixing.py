@@ -13,6 +13,7 @@ from eslkit.graph.values import Value, flat, merge, pin_all, support
 
 __all__ = [
     "gated",
+    "loss",
     "norm_channels",
     "norm_last",
     "norm_weight",
@@ -134,6 +135,20 @@ def _is_mean(op: Op) -> bool:
     """Whether equal copies of what is reduced leave the result as it is."""
     biased = op.name in ("var", "std", "var_mean", "std_mean") and op.args.get("correction") == 0
     return op.name in _MEANS or biased
+
+
+def loss(atoms: Atoms, op: Op) -> list[Value]:
+    """mse_loss ...: element by element, and then, unless it is left out, a mean or a sum."""
+    parts = merge(atoms, op.values, op.x.shape, op.where)
+    if op.shapes[0] == op.x.shape:
+        return op.results(parts)
+    for part in parts:
+        atoms.mix(flat(part), op.where, counts=op.args.get("reduction", _MEAN) != _MEAN)
+    return [op.result((), i) for i in range(len(op.shapes))]
+
+
+_MEAN = 1
+"""A loss's `reduction`, as torch numbers them."""
 
 
 def scan(atoms: Atoms, op: Op) -> list[Value]:

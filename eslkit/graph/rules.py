@@ -16,6 +16,7 @@ from eslkit.graph.atoms import Atoms
 from eslkit.graph.contractions import convolution, distance, invert, matrix, solve
 from eslkit.graph.mixing import (
     gated,
+    loss,
     norm_channels,
     norm_last,
     norm_weight,
@@ -35,6 +36,7 @@ from eslkit.graph.moves import (
 )
 from eslkit.graph.ops import Op, Rule, dims_of, protect
 from eslkit.graph.scaling import ADDED
+from eslkit.graph.scattering import gather, index_into, scatter, top
 from eslkit.graph.sliding import slide
 from eslkit.graph.values import Value, merge, pin_all, tidy
 
@@ -50,6 +52,11 @@ def pointwise(atoms: Atoms, op: Op) -> list[Value]:
     parts = merge(atoms, values, op.shapes[0], op.where, added=added)
     free = all(value.free or not value.shape for value in values)
     return [op.result(parts, i, free=free) for i in range(len(op.shapes))]
+
+
+def pointwise_beside(atoms: Atoms, op: Op) -> list[Value]:
+    """The same, with a second result that only the backward pass reads."""
+    return op.results(merge(atoms, op.values, op.shapes[0], op.where))
 
 
 def factory(atoms: Atoms, op: Op) -> list[Value]:
@@ -83,7 +90,10 @@ def spatial(atoms: Atoms, op: Op) -> list[Value]:
     if "kernel_size" in op.args:
         window = op.args["kernel_size"]
         slid, rest = slide(atoms, op, rest, [*window] * ((len(x.shape) - first) // len(window)))
-    parts = pin_all(atoms, rest, range(first, len(x.shape)), f"{op.where} is over positions")
+    over = range(first, len(x.shape))
+    if name.startswith(("upsample_", "_upsample_")):  # the same, where no longer
+        over = [axis for axis in over if x.shape[axis] != op.shapes[0][axis]]
+    parts = pin_all(atoms, rest, over, f"{op.where} is over positions")
     for other in op.values[1:]:
         if name.startswith("max_unpool"):
             merged = merge(atoms, [x, other], x.shape, op.where)
@@ -141,7 +151,10 @@ def _table() -> dict[str, Rule]:
         (move, " ".join(MOVES)),
         (concatenate, "cat concat"),
         (stack, "stack"),
-        (pick, "gather embedding index_select index _unsafe_index"),
+        (pick, "embedding index_select index _unsafe_index"),
+        (gather, "gather"),
+        (scatter, "scatter scatter_add scatter_reduce"),
+        (index_into, "index_add index_copy index_fill"),
         (scatter_slice, "slice_scatter select_scatter"),
         (pad, "constant_pad_nd"),
         (write, "index_put"),
@@ -160,12 +173,18 @@ def _table() -> dict[str, Rule]:
             "_native_batch_norm_legit _batch_norm_no_update cudnn_batch_norm",
         ),
         (gated, "glu"),
+        (
+            loss,
+            "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy "
+            "binary_cross_entropy_with_logits",
+        ),
+        (pointwise_beside, "log_sigmoid_forward"),
         (norm_weight, "_weight_norm_interface"),
         (norm_last, "native_layer_norm _fused_rms_norm rms_norm"),
         (
             reduce,
             "mean sum amax amin var std var_mean std_mean linalg_vector_norm norm max min argmax "
-            "argmin logsumexp prod any all nansum median count_nonzero",
+            "argmin aminmax kthvalue mode logsumexp prod any all nansum median count_nonzero",
         ),
         (
             scan,
@@ -173,7 +192,8 @@ def _table() -> dict[str, Rule]:
             "cummax",
         ),
         (recurrent, "mkldnn_rnn_layer"),
-        (order, "sort topk argsort kthvalue"),
+        (order, "sort argsort"),
+        (top, "topk"),
         (unfold, "im2col"),
         (fold, "col2im"),
         (transform, "_fft_r2c _fft_c2c _fft_c2r"),
@@ -181,8 +201,8 @@ def _table() -> dict[str, Rule]:
         (
             pointwise,
             "_to_copy to _prelu_kernel complex polar real imag _conj conj resolve_conj "
-            "native_dropout bernoulli hardswish uniform normal_functional where masked_fill "
-            "addcmul addcdiv lerp arange_like rsub view_dtype",
+            "native_dropout bernoulli exponential rrelu_with_noise hardswish uniform "
+            "normal_functional where masked_fill addcmul addcdiv lerp arange_like rsub view_dtype",
         ),
     ]
     return {name: rule for rule, names in families for name in names.split()}

@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import (
 )
 
 from eslkit.graph.export import Exported, World, run, source_line
+from eslkit.graph.maps import op_name
 from eslkit.graph.record import Recorder
 from eslkit.graph.skeleton import prepare
 from eslkit.graph.values import Value
@@ -306,6 +307,26 @@ def _is_operation(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is not operator.getitem
 
 
+def _check_kernel(node: fx.Node) -> None:
+    """Refuse a convolution that tensors without memory can have, and others cannot.
+
+    Raises:
+        _OtherSizeError: its kernel is not for so many groups, or channels.
+    """
+    if op_name(node) != "convolution":
+        return
+    x, kernel = node.args[:2]
+    if not isinstance(x, fx.Node) or not isinstance(kernel, fx.Node):
+        return
+    channels, shape = x.meta["val"].shape[1], tuple(kernel.meta["val"].shape)
+    transposed, groups = bool(node.args[6]), int(str(node.args[8]))
+    if shape[0] % groups or (transposed and shape[0] != channels):
+        where = source_line(node) or "a convolution"
+        raise _OtherSizeError(
+            f"{where} has a kernel of shape {shape} for {channels} channels in {groups} groups"
+        )
+
+
 class _Watch:
     """Compares a run with what is expected of it.
 
@@ -348,6 +369,7 @@ class _Watch:
             self._same and number < len(operations) and operations[number][0].target == node.target
         )
         value = node.meta["val"]
+        _check_kernel(node)
         if self._same and isinstance(value, (Tensor, list)):
             where = source_line(node) or f"{node.target} in {self.recorder.owners[node] or 'it'}"
             old, foretold = operations[number]

@@ -267,11 +267,13 @@ def _drop_impossible(graph: ChannelGraph, widths: dict[str, int], kept: dict[str
 def _warn_not_kept(prepared: Prepared) -> None:
     """Say which groups do not let the function be kept."""
     reasons: dict[str, str] = {}
+    beside = prepared.sizes.uneven()
     for change in prepared.sizes.changes:
         group = change.group
         uneven = group.mixed if change.new % group.width else ()
         open_ = prepared.numbers.open.get(group.name, ())
-        for reason in (*group.counting, *uneven, *open_):
+        others = (beside[group.name],) if group.name in beside else ()
+        for reason in (*group.counting, *uneven, *open_, *others):
             reasons.setdefault(group.name, reason)
     if reasons:
         lines = "; ".join(f"{name} (mixed by {why})" for name, why in list(reasons.items())[:5])

@@ -72,6 +72,22 @@ class Sizes:
                 sizes[axis] += (change.new - change.group.width) * span.inner
         return tuple(sizes)
 
+    def uneven(self) -> dict[str, str]:
+        """Groups that are mixed with channels of which there are not as many times more.
+
+        Returns:
+            Group name -> the operation: a mean over copies of some and not of others is another.
+        """
+        atoms, found = self.traced.labels.atoms, dict[str, str]()
+        root = {c.group.name: atoms.find(self.members(c.group.spans[0], 1)) for c in self.changes}
+        for mixer in atoms.mixers:
+            members = atoms.find(mixer.labels)
+            if len(np.unique(self._ratio[members])) > 1:
+                for name, first in root.items():
+                    if np.isin(first, members).any():
+                        found.setdefault(name, f"{mixer.where}, with other channels")
+        return found
+
     def values(self, name: str, tensor: Tensor) -> Tensor:
         """A parameter or buffer at its new shape, for code that looks at values.
 

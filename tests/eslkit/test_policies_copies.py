@@ -131,3 +131,35 @@ def test_literal_halves_both_segments_of_a_concat_as_one() -> None:
 def test_literal_of_a_score_is_refused() -> None:
     with pytest.raises(InputError, match="is there for 'first', 'last', 'combined'"):
         policies.literal("l1")
+
+
+class _MeanOfTwo(nn.Module):
+    """Norms a concat of two maps, beside a mask of the code's own or not."""
+
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.leave = nn.Conv2d(9 if masked else 8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = [self.left(x), self.right(x), *([x[:, :1]] if self.masked else [])]
+        z = torch.cat(y, 1)
+        return self.leave(z / (z.pow(2).mean(1, keepdim=True) + 1).sqrt())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("names", [("left",), ("left", "right")])
+def test_a_mean_over_copies_of_some_and_not_of_others_is_told(
+    masked: bool, names: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    model, x = _MeanOfTwo(masked).double(), torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    widths = dict.fromkeys(names, 8)
+    if masked or len(names) == 1:
+        with pytest.warns(eslkit.ResizeWarning, match="mean.*, with other channels"):
+            wide = eslkit.resize(model, widths, init="preserve", example_inputs=x)
+        assert not torch.allclose(wide(x), model(x), rtol=1e-4)
+    else:
+        wide = eslkit.resize(model, widths, init="preserve", example_inputs=x)
+        PRESERVED.check([wide(x)], [model(x)])

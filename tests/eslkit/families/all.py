@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.eslkit.families import attention, convolutions, moves, norms, others, solving
+from tests.eslkit.families import attention, convolutions, indexed, moves, norms, others, solving
 from tests.eslkit.families.family import Family
 
 __all__ = ["FAMILIES", "family"]
@@ -11,6 +11,7 @@ FAMILIES: tuple[Family, ...] = (
     *convolutions.FAMILIES,
     *attention.FAMILIES,
     *moves.FAMILIES,
+    *indexed.FAMILIES,
     *norms.FAMILIES,
     *others.FAMILIES,
     *solving.FAMILIES,
