@@ -16,6 +16,8 @@ from eslkit.surgery.settings import parts_of, with_parts
 
 __all__ = ["Aims", "Edit", "apply_edits", "candidates", "differing", "known_edits"]
 
+_SHORT_ROW = 3
+"""Of how many sizes a row is of which any may stay."""
 _MOST_ROWS = 12
 """How many values of a row of sizes are tried."""
 
@@ -218,18 +220,12 @@ def _like(value: Any, new: int) -> Any:
 
 
 def _rows(value: tuple[int, ...], sizes: Mapping[int, set[int]]) -> Iterator[tuple[int, ...]]:
-    """Rows of sizes: what was equal stays equal at first; each of them may be one that stays."""
-    choices = {v: [*sorted(sizes.get(v, ())), v] for v in value}
-    alike = (dict(zip(choices, new, strict=True)) for new in itertools.product(*choices.values()))
-    rows = itertools.chain(
-        (tuple(new[v] for v in value) for new in alike),
-        itertools.product(*(choices[v] for v in value)),
-    )
-    seen = {value}
-    for row in rows:
-        if row not in seen:
-            seen.add(row)
-            yield row
+    """Rows of sizes: all changed, equal ones alike; of a short row, then those where some stay."""
+    choices = {v: sorted(sizes.get(v, ())) for v in value}
+    rows = [tuple(choices[v][0] if choices[v] else v for v in value)]
+    if len(value) <= _SHORT_ROW:
+        rows += itertools.product(*([*choices[v], v] for v in value))
+    yield from (row for row in dict.fromkeys(rows) if row != value)
 
 
 def _replaced_parts(value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Any]:

@@ -53,6 +53,8 @@ __all__ = [
     "widens_own",
 ]
 
+_MOST_ALONE = 4
+"""Of how many groups that may be due to a failure each is tried alone."""
 _ROUNDS = 12
 
 
@@ -152,13 +154,35 @@ def prepare_possible(
         if failure is None:
             return _prepared(sizes, proof), kept
         refusal = _refusal(type(model).__name__, wanted, failure)
-        due = blamed(sizes, failure, narrowly=round_ < _ROUNDS // 2)
+        narrowly = round_ < _ROUNDS // 2
+        due = blamed(sizes, failure, narrowly=narrowly)
         if not due:
             break
-        for name in due:
+        for name in _fewest(model, sizes, failure, due) if narrowly else due:
             kept[name] = f"{failure.path or 'the model'}: {failure.text}"
             wanted.pop(name, None)
     raise ResizeError(refusal)
+
+
+def _fewest(model: nn.Module, sizes: Sizes, failure: Failure, due: set[str]) -> set[str]:
+    """Of the groups that meet where it failed, those that are enough to get on: all, or few alone.
+
+    One number in the code holds one of them; those that go where it is used need not stay with it.
+    """
+    graph, wanted = sizes.traced.graph, {c.group.name: c.new for c in sizes.changes}
+    units = {frozenset({name, *graph.group(name).tied} & wanted.keys()) for name in due}
+    best, most = due, failure.progress
+    if not 1 < len(units) <= _MOST_ALONE:
+        return best
+    for unit in sorted(units, key=lambda names: (len(names), sorted(names))):
+        trial = {name: new for name, new in wanted.items() if name not in unit}
+        _drop_impossible(graph, trial, {})
+        left = prove(model, Sizes(sizes.traced, trial)).failure
+        if left is None:
+            return set(unit)
+        if left.progress > most:
+            best, most = set(unit), left.progress
+    return best
 
 
 def resize_traced(

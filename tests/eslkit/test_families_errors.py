@@ -210,3 +210,26 @@ def test_groups_that_share_an_axis_keep_it_where_only_another_one_changes(wide: 
         n: t.shape for n, t in target.state_dict().items()
     }
     assert torch.equal(made.both.weight[:, :16], source.both.weight[:, :16])
+
+
+class Bank(nn.Module):
+    """Kernels of four experts in one matrix, mixed for each picture: four is in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 16
+        self.enter, self.leave = conv(2, 3, 16, 3), conv(2, 16, 3)
+        self.gate, self.bank = nn.Linear(16, 4), nn.Parameter(torch.randn(4, 16, 16, 3, 3) / 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x).relu()
+        kernel = self.gate(y.mean((2, 3))).softmax(1) @ self.bank.view(4, -1)
+        kernel = kernel.view(self.width, self.width, 3, 3)
+        return self.leave(torch.nn.functional.conv2d(y, kernel, padding=1))
+
+
+def test_who_meets_a_group_that_cannot_change_is_not_held_by_it() -> None:
+    with pytest.warns(eslkit.ResizeWarning, match="1 of 3 .* keep their width: gate"):
+        big = eslkit.expand(Bank(), example_inputs=X)
+    assert big.bank.shape == (4, 32, 32, 3, 3)
+    assert big(X).shape == X.shape
