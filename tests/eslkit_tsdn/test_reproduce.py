@@ -186,6 +186,7 @@ def wait_for_records(out: Path, count: int, process: subprocess.Popen[bytes]) ->
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(few: Reproduction, begun: Path, pictures: Pictures) -> None:
     """The first worker kills itself in its first training; the work is done all the same."""
     from eslkit_tsdn.tables.crew import Crew
