@@ -11,6 +11,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -315,11 +316,9 @@ def _check_kernel(node: fx.Node) -> None:
     """
     if op_name(node) != "convolution":
         return
-    x, kernel = node.args[:2]
-    if not isinstance(x, fx.Node) or not isinstance(kernel, fx.Node):
-        return
-    channels, shape = x.meta["val"].shape[1], tuple(kernel.meta["val"].shape)
-    transposed, groups = bool(node.args[6]), int(str(node.args[8]))
+    args: Any = node.args
+    channels, shape = args[0].meta["val"].shape[1], tuple(args[1].meta["val"].shape)
+    transposed, groups = args[6], args[8]
     if shape[0] % groups or (transposed and shape[0] != channels):
         where = source_line(node) or "a convolution"
         raise _OtherSizeError(
